@@ -1,0 +1,46 @@
+# Two commands are enough: `make notebooks` and `make test`. Both set up .venv first; nothing is set up twice.
+PYTHON ?= python3
+export ONLY DATA_DIR SET
+
+RUN = .venv/bin/python -m shared_utils.notebooks
+
+help:
+	@echo 'make notebooks    run every notebook on the built-in demo data and show a table of results'
+	@echo '                  ONLY=audio_transformer_pipeline DATA_DIR=path/to/data SET="EPOCHS=3 SEED=1"'
+	@echo 'make lab          open JupyterLab'
+	@echo 'make slides       make a .pptx of the figures of each notebook (or of the one in ONLY)'
+	@echo 'make results      run with the published settings on real data: ONLY=... DATA_DIR=...'
+	@echo 'make benchmarks   compare front-end, decoding and training with the usual ways'
+	@echo 'make test         run the tests'
+
+notebooks: .venv/.installed
+	@$(RUN) run --only "$$ONLY" --data-dir "$$DATA_DIR" --set "$$SET"
+
+results: .venv/.installed
+	@$(RUN) results --only "$$ONLY" --data-dir "$$DATA_DIR"
+
+slides: .venv/.installed
+	@$(RUN) slides --only "$$ONLY"
+
+lab: .venv/.installed
+	@.venv/bin/python -m jupyter lab
+
+benchmarks: .venv/.installed
+	@.venv/bin/python -m benchmarks.run
+
+test: .venv/.installed
+	@.venv/bin/python -m pytest -q
+
+# The stamp is written last. A set-up that was cut short leaves .unfinished behind and starts from nothing the next time.
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || \
+		{ echo 'Python 3.11, 3.12 or 3.13 is needed, but $(PYTHON) is' "$$($(PYTHON) --version 2>&1 | tail -1)." \
+			'Name another one: make PYTHON=python3.12'; exit 1; }
+	@if test -e .venv/.unfinished; then rm -rf .venv; fi
+	@mkdir -p .venv && rm -f $@ && touch .venv/.unfinished
+	@echo 'Setting up .venv with the pinned packages: two to three minutes, 6 GB on disk.'
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@rm .venv/.unfinished && touch $@
+
+.PHONY: help notebooks results slides lab benchmarks test

@@ -1,0 +1,280 @@
+"""Read an audio file, fix its length, and decode a whole table of clips once into one int16 array."""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import soundfile
+import torch
+from tqdm.std import tqdm
+
+from shared_utils.device import resolve_path
+
+_VERSION = 1  # part of the cache's key: raise it whenever the same file would decode to other numbers
+_BLOCK = 256  # clips in flight at once, so that a slow disk cannot fill the memory with decoded clips
+
+
+def read_audio(path: str | os.PathLike, sample_rate: int | None = None) -> tuple[np.ndarray, int]:
+    """Read a whole file as mono; return (waveform float32 (samples,), its sample rate in Hz).
+
+    Full scale is 1.0, several channels become their mean, and a `sample_rate` other than the file's resamples
+    (windowed sinc, torchaudio). Raises FileNotFoundError, or ValueError that says why the file cannot be used.
+    """
+    path = resolve_path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no audio file {path}.")
+    try:
+        waveform, sample_rate = _read(path, sample_rate)
+    except (OSError, ValueError, soundfile.LibsndfileError) as error:
+        raise ValueError(f"{path} cannot be used: {_reason(error)}.") from error
+    if waveform.dtype == np.int16:
+        waveform = waveform.astype(np.float32) / 32768
+    return waveform, sample_rate
+
+
+def fix_length(waveform: np.ndarray, n_samples: int, padding: str = "zeros") -> np.ndarray:
+    """Trim the end of `waveform` (samples,), or fill it up with zeros or by repeating it: (n_samples,).
+
+    Raises ValueError for an unknown padding, and for nothing to repeat.
+    """
+    _check_padding(padding)
+    if len(waveform) >= n_samples:
+        return waveform[:n_samples]
+    if padding == "zeros":
+        return np.pad(waveform, (0, n_samples - len(waveform)))
+    if len(waveform) == 0:
+        raise ValueError("A waveform without samples cannot be repeated; use padding='zeros'.")
+    return np.resize(waveform, n_samples)
+
+
+def decode(
+    clips: pd.DataFrame,
+    sample_rate: int,
+    seconds: float,
+    padding: str = "zeros",
+    on_error: str = "raise",
+    cache_dir: str | os.PathLike = "data/cache",
+    n_threads: int | None = None,
+    progress: bool = True,
+) -> np.ndarray | tuple[np.ndarray, pd.DataFrame]:
+    """Decode every file of `clips["path"]` once; return int16 (n_clips, sample_rate * seconds), mapped from a file.
+
+    A file is read as far as needed, mixed to mono, resampled, trimmed or padded (`fix_length`), rounded and clamped;
+    16-bit mono at the right rate arrives bit for bit. The array lies in `cache_dir` under a key of paths, sizes,
+    times and arguments, and is taken from there, read-only, until one of these changes. `n_threads` is the number of
+    files read at once; None means as many as PyTorch uses threads.
+
+    All damaged files (missing, truncated, no audio, no samples, NaN) are named with their reasons in one ValueError.
+    on_error="skip" leaves them out, says how many, and returns (waveforms, kept_clips): the table without them.
+    A full disk raises OSError and leaves nothing behind.
+    """
+    _check_padding(padding)
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error={on_error!r} is unknown; choose 'raise' or 'skip'.")
+    if "path" not in clips:
+        raise ValueError("The table of clips has no column 'path'; load_esc50 and load_folder make one.")
+    if len(clips) == 0:
+        raise ValueError("The table of clips is empty; there is nothing to decode.")
+    n_samples = round(sample_rate * seconds)
+    if n_samples < 1:
+        raise ValueError(f"{seconds} s at {sample_rate} Hz is less than one sample; both must be above 0.")
+
+    paths = [resolve_path(path) for path in clips["path"]]
+    key = _hash_arguments(paths, sample_rate, n_samples, padding)
+    cache = resolve_path(cache_dir) / f"{len(paths)}x{n_samples}-{key}.npy"
+    waveforms, damaged = _open_cache(cache, len(paths), n_samples)
+    if waveforms is None or (damaged and on_error == "raise"):
+        read_row = functools.partial(_read_row, sample_rate=sample_rate, n_samples=n_samples, padding=padding)
+        _fill_cache(cache, paths, n_samples, read_row, on_error, n_threads, progress)
+        waveforms, damaged = _open_cache(cache, len(paths), n_samples)
+    if waveforms is None:
+        raise OSError(f"{cache} cannot be mapped into memory; name a folder on a local disk with cache_dir.")
+    if on_error == "raise":
+        return waveforms
+    if damaged:
+        first = "; ".join(f"{paths[row].name}: {reason}" for row, reason in list(damaged.items())[:3])
+        more = f"; and {len(damaged) - 3} more" if len(damaged) > 3 else ""
+        print(f"Left out {len(damaged)} of {len(paths)} clips that cannot be used ({first}{more}).")
+    kept = clips[~np.isin(np.arange(len(clips)), list(damaged))].reset_index(drop=True)
+    kept.attrs = dict(clips.attrs)
+    return waveforms, kept
+
+
+def _check_padding(padding: str) -> None:
+    if padding not in ("zeros", "repeat"):
+        raise ValueError(f"padding={padding!r} is unknown; choose 'zeros' or 'repeat'.")
+
+
+def _read(path: Path, sample_rate: int | None, n_samples: int | None = None) -> tuple[np.ndarray, int]:
+    """Read the first `n_samples` (at `sample_rate`) of a file, or all: int16 where it holds just that, else float32."""
+    cut_off = _is_cut_off(path)
+    with soundfile.SoundFile(path) as file:
+        sample_rate = sample_rate or file.samplerate
+        resampler = None if sample_rate == file.samplerate else _make_resampler(file.samplerate, sample_rate)
+        n_frames = file.frames
+        if n_samples is not None:
+            n_frames = min(n_frames, _count_needed_frames(n_samples, resampler))
+        frames = file.read(n_frames, dtype="int16" if file.subtype == "PCM_16" else "float32", always_2d=True)
+    if len(frames) == 0:
+        raise ValueError("it holds no samples")
+    if cut_off or len(frames) < n_frames:
+        raise ValueError("it is cut off: it holds less than its header announces")
+    waveform = frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1, dtype=np.float32)
+    if waveform.dtype == np.int16 and resampler is None:
+        return waveform, sample_rate
+    if frames.dtype == np.int16:
+        waveform = waveform / np.float32(32768)
+    if not np.isfinite(waveform).all():
+        raise ValueError("it holds samples that are NaN or infinite")
+    if resampler is not None:
+        waveform = resampler(torch.from_numpy(waveform)).numpy()
+    return waveform, sample_rate
+
+
+def _read_row(path: Path, sample_rate: int, n_samples: int, padding: str) -> np.ndarray | str:
+    """Return a row of the array, int16 (n_samples,), or the reason why there is none."""
+    try:
+        waveform, _ = _read(path, sample_rate, n_samples)
+    except (OSError, ValueError, soundfile.LibsndfileError) as error:
+        return _reason(error)
+    if waveform.dtype != np.int16:
+        waveform = np.clip(np.rint(waveform * 32768), -32768, 32767).astype(np.int16)
+    return fix_length(waveform, n_samples, padding)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, soundfile.LibsndfileError):
+        return f"it cannot be read as audio ({error.error_string.strip().rstrip('.')})"
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Tell whether a wav, aiff or ogg ends before it should: libsndfile reads what is there without a word."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(12)
+        if head[:4] == b"OggS":
+            file.seek(max(0, size - 65307))  # the largest page there is
+            tail = file.read()
+            page = tail[tail.rfind(b"OggS") :]
+            return len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
+        if head[:4] == b"RIFF" and head[8:] == b"WAVE":
+            samples, order = b"data", "little"
+        elif head[:4] == b"FORM" and head[8:] in (b"AIFF", b"AIFC"):
+            samples, order = b"SSND", "big"
+        else:
+            return False
+        while len(head := file.read(8)) == 8:
+            announced = int.from_bytes(head[4:], order)
+            if head[:4] == samples:
+                # A recorder that streams announces the largest number there is; a missing pad byte is nobody's loss.
+                return announced < 0x7FFFF000 and announced - (size - file.tell()) > 1
+            file.seek(announced + announced % 2, os.SEEK_CUR)
+    return False
+
+
+@functools.lru_cache(maxsize=8)
+def _make_resampler(file_rate: int, sample_rate: int) -> torch.nn.Module:
+    import torchaudio
+
+    # The filter bank has numerator x denominator taps: gigabytes for 44,101 Hz. 1280 keeps every usual pair exact
+    # (11,025 Hz to 32 kHz needs it), and changes the pitch of the others by less than one part in a million.
+    ratio = Fraction(file_rate, sample_rate).limit_denominator(1280)
+    # By default the filter's phases are rounded to float32 before the sine is taken, an error of half a bit in 16.
+    return torchaudio.transforms.Resample(ratio.numerator, ratio.denominator, dtype=torch.float64).float()
+
+
+def _count_needed_frames(n_samples: int, resampler: torch.nn.Module | None) -> int:
+    if resampler is None:
+        return n_samples
+    step_in = resampler.orig_freq // resampler.gcd
+    step_out = resampler.new_freq // resampler.gcd
+    return -(-n_samples // step_out) * step_in + resampler.width  # the width: what the last samples' filter still sees
+
+
+def _hash_arguments(paths: list[Path], sample_rate: int, n_samples: int, padding: str) -> str:
+    files = []
+    for path in paths:
+        try:
+            stat = path.stat()
+            files.append((str(path), stat.st_size, stat.st_mtime_ns))
+        except OSError:
+            files.append((str(path), None, None))
+    arguments = json.dumps([_VERSION, sample_rate, n_samples, padding, files])
+    return hashlib.sha256(arguments.encode()).hexdigest()[:20]
+
+
+def _open_cache(cache: Path, n_clips: int, n_samples: int) -> tuple[np.ndarray | None, dict[int, str]]:
+    """Return (waveforms, damaged: row of the table -> reason), or (None, {}) if the file is not there or not whole."""
+    try:
+        waveforms = np.load(cache, mmap_mode="r")
+        with open(cache, "rb") as file:
+            file.seek(waveforms.offset + waveforms.nbytes)
+            damaged = {int(row): reason for row, reason in json.loads(file.read()).items()}
+        if waveforms.dtype == np.int16 and waveforms.shape == (n_clips - len(damaged), n_samples):
+            return waveforms, damaged
+    except Exception:  # whatever is wrong with it: it can be made again
+        pass
+    return None, {}
+
+
+def _fill_cache(
+    cache: Path, paths: list[Path], n_samples: int, read_row, on_error: str, n_threads: int | None, progress: bool
+) -> None:
+    """Write the .npy file row by row, and behind the array, where np.load does not look, the damaged files as JSON.
+
+    Plain writes, not a memory map: a full disk is then an error that can be reported, and not a crash.
+    """
+    temporary = cache.with_name(f".{cache.name}.{uuid.uuid4().hex[:8]}")
+    n_torch_threads = torch.get_num_threads()
+    damaged = {}
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        torch.set_num_threads(1)  # else each thread of the pool resamples with a team of threads of its own
+        with (
+            open(temporary, "wb") as file,
+            ThreadPoolExecutor(n_threads or n_torch_threads) as pool,
+            tqdm(total=len(paths), desc="decoding", unit="clip", leave=False, disable=not progress) as bar,
+        ):
+            _write_header(file, len(paths), n_samples)
+            for start in range(0, len(paths), _BLOCK):
+                for row, waveform in enumerate(pool.map(read_row, paths[start : start + _BLOCK]), start):
+                    if isinstance(waveform, str):
+                        damaged[row] = waveform
+                    else:
+                        file.write(np.ascontiguousarray(waveform, dtype="<i2"))
+                    bar.update()
+            if damaged and (on_error == "raise" or len(damaged) == len(paths)):
+                files = "\n".join(f"  {paths[row]}: {reason}" for row, reason in damaged.items())
+                remedy = " (on_error='skip' leaves them out)" if len(damaged) < len(paths) else ""
+                raise ValueError(f"{len(damaged)} of {len(paths)} clips cannot be used{remedy}:\n{files}")
+            file.write(json.dumps(damaged).encode())
+            file.seek(0)
+            _write_header(file, len(paths) - len(damaged), n_samples)
+        os.replace(temporary, cache)
+    except OSError as error:
+        size = len(paths) * n_samples * 2 / 1e6
+        raise OSError(
+            f"The decoded clips ({size:,.0f} MB) could not be written to {cache.parent}: {error.strerror or error}; "
+            "free some space there, or name another folder with cache_dir."
+        ) from error
+    finally:
+        torch.set_num_threads(n_torch_threads)
+        with contextlib.suppress(OSError):  # renamed, or never made
+            temporary.unlink()
+
+
+def _write_header(file, n_rows: int, n_samples: int) -> None:
+    # NumPy pads its header so that the number of rows can be written anew without moving the data.
+    header = {"descr": "<i2", "fortran_order": False, "shape": (n_rows, n_samples)}
+    np.lib.format.write_array_header_1_0(file, header)

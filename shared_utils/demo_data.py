@@ -1,0 +1,363 @@
+"""The built-in data: everyday sounds, made on the spot, in the layout of the real data set they stand in for."""
+
+import functools
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import fft
+from scipy.io import wavfile
+
+from shared_utils.device import resolve_path
+
+_VERSION = 1  # raise it whenever the same seed would give other sounds
+_TAKES = (3, 2, 1, 1, 1)  # clips of one recording: some are in the set more often than others, as in ESC-50
+_MARK = "Everyday sounds: demo data, synthesised by shared_utils/demo_data.py; no recordings.\n"
+
+
+def make_everyday_sounds(
+    folder: str | os.PathLike, seed: int = 0, n_clips: int = 40, seconds: float = 5, sample_rate: int = 16000
+) -> Path:
+    """Synthesise ten classes of everyday sounds with `n_clips` clips each, in ESC-50's layout; return the folder.
+
+    `folder` gets `meta/esc50.csv` (the official columns), `audio/{fold}-{src_file}-{take}-{target}.wav` (mono, 16 bit)
+    and a README.txt. A recording (src_file) draws its pitch, speed, colour, room and background noise; its takes share
+    them and differ in what happens when; all takes lie in one of the five folds. Classes differ in their course over
+    time more than in their spectrum, so that the mean spectrum tells about half of the clips.
+
+    The folder appears whole or not at all. One with the same arguments is used again, one with others replaced. Raises
+    ValueError if `folder` holds anything else, if `n_clips` does not spread evenly over five folds, and for less than
+    a second or 16 kHz; OSError if the disk is full.
+    """
+    folder = resolve_path(folder)
+    if n_clips < 5 or n_clips % 5:
+        raise ValueError(f"{n_clips} clips a class do not spread evenly over five folds; give a multiple of 5.")
+    if seconds < 1 or sample_rate < 16000:
+        raise ValueError(f"{seconds} s at {sample_rate} Hz cannot carry these sounds; give 1 s and 16000 Hz or more.")
+    meta = _plan(n_clips)
+    readme = _MARK + f"version {_VERSION}, seed {seed}, {n_clips} clips a class, {seconds} s, {sample_rate} Hz\n"
+    if _is_complete(folder, meta, readme):
+        return folder
+    if folder.exists() and any(folder.iterdir()) and not _read_text(folder / "README.txt").startswith(_MARK):
+        raise ValueError(f"{folder} holds something other than demo data; give the demo data a folder of its own.")
+
+    making = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+    old = making.with_name(making.name + "-old")
+    write = functools.partial(_write_clip, making / "audio", seed=seed, seconds=seconds, sample_rate=sample_rate)
+    try:
+        (making / "audio").mkdir(parents=True)
+        (making / "meta").mkdir()
+        meta.to_csv(making / "meta" / "esc50.csv", index=False)
+        (making / "README.txt").write_text(readme, encoding="utf-8")
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(write, meta.itertuples()))
+        if _is_complete(folder, meta, readme):  # a second process was faster
+            return folder
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(making, folder)
+    except OSError as error:
+        if _is_complete(folder, meta, readme):
+            return folder
+        raise OSError(f"The demo data cannot be written to {folder}: {error}. Nothing was left behind.") from error
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def _plan(n_clips: int) -> pd.DataFrame:
+    """Return the table of clips with the official columns of meta/esc50.csv."""
+    rows = []
+    for target, category in enumerate(_SOUNDS):
+        recording = 0
+        for fold in range(1, 6):
+            left = n_clips // 5
+            while left:
+                n_takes = min(left, _TAKES[recording % len(_TAKES)])
+                src_file = 100_000 + 1000 * target + recording
+                for take in "ABC"[:n_takes]:
+                    filename = f"{fold}-{src_file}-{take}-{target}.wav"
+                    rows.append((filename, fold, target, category, False, src_file, take))
+                left -= n_takes
+                recording += 1
+    columns = ["filename", "fold", "target", "category", "esc10", "src_file", "take"]
+    return pd.DataFrame(rows, columns=columns).sort_values("filename", ignore_index=True)
+
+
+def _is_complete(folder: Path, meta: pd.DataFrame, readme: str) -> bool:
+    if _read_text(folder / "README.txt") != readme or not (folder / "meta" / "esc50.csv").is_file():
+        return False
+    return set(meta["filename"]) <= {file.name for file in folder.glob("audio/*.wav")}
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _write_clip(folder: Path, row, seed: int, seconds: float, sample_rate: int) -> None:
+    # Seeds of a clip's own: the order in which threads come to the clips changes nothing. The 0 stands for the
+    # recording itself, which NumPy would take for a missing last word as well.
+    recording = np.random.default_rng(np.random.SeedSequence([seed, row.target, row.src_file, 0]))
+    take = np.random.default_rng(np.random.SeedSequence([seed, row.target, row.src_file, "ABC".index(row.take) + 1]))
+    waveform = _record(_SOUNDS[row.category], recording, take, round(seconds * sample_rate), sample_rate)
+    wavfile.write(folder / row.filename, sample_rate, waveform)
+
+
+def _record(sound: Callable, recording, take, n: int, rate: int) -> np.ndarray:
+    """Return one take (n,) in int16: the sound in its room, through an equaliser, over background noise."""
+    colour, room, background = recording.spawn(3)
+    noise_db, peak = background.uniform(-45, -20), background.uniform(0.2, 0.95)
+    size = fft.next_fast_len(n + rate // 2, real=True)
+
+    dry = fft.rfft(sound(recording, take, n, rate), size)
+    wet = fft.irfft(dry * fft.rfft(_draw_room(room, rate), size) * _draw_equaliser(colour, size, rate), size)[:n]
+    frames = wet[: n - n % 160].reshape(-1, 160)
+    loudest = np.sort(frames.std(axis=1))[-max(1, len(frames) // 20) :].mean()
+    noise = _make_noise(take, n, _draw_slope(background, n, rate))
+    mix = wet / (loudest + 1e-9) + noise * 10 ** (noise_db / 20)
+    return np.rint(mix / np.abs(mix).max() * peak * 32767).astype(np.int16)
+
+
+def _draw_equaliser(rng: np.random.Generator, size: int, rate: int) -> np.ndarray:
+    """Return the gain of a smooth random equaliser for each bin of an rfft of `size` samples."""
+    knots = np.geomspace(60, rate / 2, 8)
+    db = rng.normal(0, 6, len(knots))
+    return 10 ** (np.interp(np.log(_bins(size, rate)), np.log(knots), db) / 20)
+
+
+def _draw_room(rng: np.random.Generator, rate: int) -> np.ndarray:
+    """Return a room's impulse response: the direct sound, then noise that decays."""
+    decay, level = rng.uniform(0.01, 0.06), rng.uniform(0.0, 0.5)
+    seconds = np.arange(rate // 2) / rate
+    tail = rng.standard_normal(len(seconds)) * np.exp(-seconds / decay)
+    response = level * tail / np.sqrt((tail**2).sum())
+    response[0] += 1
+    return response
+
+
+def _draw_slope(rng: np.random.Generator, n: int, rate: int, low: float = 0, high: float = 2) -> np.ndarray:
+    """Return the gain of each bin of noise whose power falls with a random power of the frequency."""
+    return (_bins(n, rate) / 1000) ** (-rng.uniform(low, high) / 2)
+
+
+def _bins(size: int, rate: int) -> np.ndarray:
+    return np.maximum(fft.rfftfreq(size, 1 / rate), 20)
+
+
+def _make_noise(rng: np.random.Generator, n: int, gain: np.ndarray) -> np.ndarray:
+    """Return noise (n,) of mean power 1 with the given gain of each bin of its rfft."""
+    noise = fft.irfft(fft.rfft(rng.standard_normal(n, dtype=np.float32)) * gain, n)
+    return noise / noise.std()
+
+
+# --- the sounds: parameters come from `recording`, what happens when from `take` ---
+
+
+def _beep_alarm(recording, take, n, rate):
+    """Groups of equal beeps."""
+    pitch, weights = _draw_pitch(recording, 500, 2700), _draw_overtones(recording)
+    length, gap = recording.uniform(0.08, 0.2), recording.uniform(0.08, 0.2)
+    count, pause = recording.integers(2, 7), recording.uniform(0.2, 0.7)
+    group = count * (length + gap) + pause
+    seconds = (np.arange(n) / rate + take.uniform(0, group)) % group
+    on = (seconds < count * (length + gap)) & (seconds % (length + gap) < length)
+    return _make_tone(np.full(n, pitch), rate, weights) * _smooth(on, 0.004, rate)
+
+
+def _chirp_bird(recording, take, n, rate):
+    """Phrases of short sweeps."""
+    pitch, weights = _draw_pitch(recording, 1500, 5000), _draw_overtones(recording)
+    pace, length, sweep = recording.uniform(5, 11), recording.uniform(0.05, 0.1), recording.uniform(-0.7, 0.7)
+    sweep += 0.5 * np.sign(sweep)
+    out = np.zeros(n)
+    for start, count in _draw_groups(take, n / rate, (3, 9), 1 / pace, (0.3, 1.2)):
+        for k in range(count):
+            size = round(length * take.uniform(0.8, 1.2) * rate)
+            course = np.linspace(-0.5, 0.5, size) * sweep
+            chirp = _make_tone(pitch * take.uniform(0.9, 1.1) * 2**course, rate, weights) * np.hanning(size)
+            _add(out, chirp * take.uniform(0.6, 1), start + k / pace * take.uniform(0.98, 1.02), rate)
+    return out
+
+
+def _tick_clock(recording, take, n, rate):
+    """A click at exact intervals, tick and tock in turn."""
+    period = recording.uniform(0.22, 0.5)
+    tick, tock = (_draw_strike(recording, rate, (300, 3500), (0.004, 0.02)) for _ in range(2))
+    out = np.zeros(n)
+    for k, start in enumerate(np.arange(take.uniform(0, period), n / rate, period)):
+        _add(out, (tick, tock)[k % 2] * take.uniform(0.9, 1), start, rate)
+    return out
+
+
+def _bark_dog(recording, take, n, rate):
+    """Short cries whose pitch rises and falls, one to three in a row."""
+    pitch, weights = _draw_pitch(recording, 280, 750), _draw_overtones(recording, flat=True)
+    length, pace, hoarse = recording.uniform(0.12, 0.25), recording.uniform(2.2, 3.5), recording.uniform(0.2, 0.8)
+    out = np.zeros(n)
+    for start, count in _draw_groups(take, n / rate, (1, 4), 1 / pace, (0.4, 1.4)):
+        for k in range(count):
+            size = round(length * take.uniform(0.8, 1.2) * rate)
+            course = np.linspace(0, 1, size)
+            bend = 2 ** (0.7 * np.sin(np.pi * course**0.7) - 0.5 * course)
+            cry = _make_tone(pitch * take.uniform(0.9, 1.1) * bend, rate, weights)
+            cry *= 1 + hoarse * take.standard_normal(size)
+            _add(out, cry * np.sin(np.pi * course**0.5), start + k / pace * take.uniform(0.9, 1.1), rate)
+    return out
+
+
+def _knock_door(recording, take, n, rate):
+    """A few quick knocks, then a pause."""
+    pace, knock = recording.uniform(4, 7.5), _draw_strike(recording, rate, (150, 2000), (0.008, 0.025))
+    out = np.zeros(n)
+    for start, count in _draw_groups(take, n / rate, (3, 6), 1 / pace, (0.6, 1.5)):
+        for k in range(count):
+            _add(out, knock * take.uniform(0.6, 1), start + k / pace * take.uniform(0.97, 1.03), rate)
+    return out
+
+
+def _idle_engine(recording, take, n, rate):
+    """Strokes at eight to sixteen a second, each a puff of noise, some cylinders louder."""
+    pace, depth = recording.uniform(8, 16), recording.uniform(0.8, 1)
+    accents = recording.uniform(0.5, 1, recording.integers(2, 5))
+    strokes = np.cumsum(take.normal(1, 0.03, int(pace * n / rate) + 3)) / pace - take.uniform(0, 1 / pace)
+    rumble = 0.5 * _draw_strike(recording, rate, (60, 1000), (0.01, 0.03))
+    hits = np.zeros(n)
+    inside = strokes[(strokes > 0) & (strokes < n / rate)]
+    hits[(inside * rate).astype(int)] = np.resize(accents, len(inside))
+    puff = np.exp(-np.arange(round(0.3 * rate)) / (rate * recording.uniform(0.008, 0.018)))
+    noise = _make_noise(take, n, _draw_slope(recording, n, rate, 0.5, 2))
+    return noise * (1 - depth + depth * _convolve(hits, puff)) + _convolve(hits, rumble)
+
+
+def _walk(recording, take, n, rate):
+    """Steps in an even pace: a heel, then the scuff of the sole."""
+    pace, delay = recording.uniform(1.4, 2.4), recording.uniform(0.08, 0.14)
+    heel = _draw_strike(recording, rate, (100, 2500), (0.006, 0.03))
+    gain = _draw_slope(recording, round(recording.uniform(0.1, 0.2) * rate), rate)
+    size, level = 2 * (len(gain) - 1), recording.uniform(0.15, 0.4)
+    out = np.zeros(n)
+    for k, start in enumerate(np.arange(-take.uniform(0, 1 / pace), n / rate, 1 / pace)):
+        start += take.normal(0, 0.015)
+        _add(out, heel * (1 if k % 2 else 0.8) * take.uniform(0.8, 1), start, rate)
+        scuff = _make_noise(take, size, gain) * np.hanning(size)
+        _add(out, level * scuff * take.uniform(0.7, 1), start + delay, rate)
+    return out
+
+
+def _rain(recording, take, n, rate):
+    """A steady hiss of far drops and the crackle of near ones."""
+    drops, level = recording.uniform(10, 40), recording.uniform(0.08, 0.25)
+    out = level * _make_noise(take, n, _draw_slope(recording, n, rate, -0.5, 1))
+    for _ in range(4):  # surfaces
+        drop, hits = _draw_strike(recording, rate, (400, 7000), (0.001, 0.006)), np.zeros(n)
+        places = take.integers(0, n, take.poisson(drops / 4 * n / rate))
+        hits[places] = 0.3 + take.pareto(4, len(places))
+        out += _convolve(hits, drop)
+    return out
+
+
+def _wail_siren(recording, take, n, rate):
+    """One tone that glides up and down."""
+    low, weights = _draw_pitch(recording, 400, 1300), _draw_overtones(recording)
+    width, period, peak = recording.uniform(0.8, 1.5), recording.uniform(0.5, 2.5), recording.uniform(0.2, 0.8)
+    turn = (np.arange(n) / rate / period + take.uniform()) % 1
+    rise = np.where(turn < peak, turn / peak, (1 - turn) / (1 - peak))
+    return _make_tone(low * 2 ** (width * rise), rate, weights)
+
+
+def _blow_wind(recording, take, n, rate):
+    """Noise that swells and fades over seconds, brighter the louder, with a howl that follows."""
+    calm = _draw_slope(recording, n, rate, 0.8, 2)
+    bright = calm * (_bins(n, rate) / 1000) ** recording.uniform(0.3, 1)
+    speed, depth = recording.uniform(0.5, 1.2), recording.uniform(0.5, 1)
+    pitch, howl = _draw_pitch(recording, 300, 900), recording.uniform(0, 0.6)
+    knots = np.resize([1, -1], int(speed * n / rate) + 4) + take.normal(0, 0.5, int(speed * n / rate) + 4)
+    gusts = np.interp(np.arange(n) / rate * speed + take.uniform(0, 2), np.arange(len(knots)), knots)
+    gusts = _smooth(gusts, 0.4, rate)
+    wobble = 2 ** (0.4 * gusts + 0.1 * _smooth(take.normal(0, 30, n), 0.05, rate))
+    voice = howl * _make_tone(pitch * wobble, rate, np.ones(1)) * np.exp(0.5 * gusts)
+    return (_make_noise(take, n, calm) + _make_noise(take, n, bright) * np.exp(gusts) + voice) * np.exp(depth * gusts)
+
+
+_SOUNDS = {  # in alphabetical order
+    "alarm_beeps": _beep_alarm,
+    "bird_chirps": _chirp_bird,
+    "clock_ticking": _tick_clock,
+    "dog_barking": _bark_dog,
+    "door_knocking": _knock_door,
+    "engine_idling": _idle_engine,
+    "footsteps": _walk,
+    "rain": _rain,
+    "siren": _wail_siren,
+    "wind": _blow_wind,
+}
+
+
+def _draw_pitch(rng: np.random.Generator, low: float, high: float) -> float:
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+
+def _draw_overtones(rng: np.random.Generator, flat: bool = False) -> np.ndarray:
+    """Return the weights of a tone's harmonics (6,)."""
+    fall = rng.uniform(0.2, 0.8) if flat else rng.uniform(0.8, 3)
+    return np.arange(1, 7) ** -fall * rng.uniform(0.5, 1, 6)
+
+
+def _draw_strike(
+    rng: np.random.Generator, rate: int, hertz: tuple[float, float], decay: tuple[float, float]
+) -> np.ndarray:
+    """Return the sound of a blow: a few resonances that die away, and a click."""
+    seconds = np.arange(round(0.25 * rate))[:, None] / rate
+    modes = np.exp(rng.uniform(*np.log(hertz), 5))
+    decays = rng.uniform(*decay, 5)
+    blow = (np.exp(-seconds / decays) * np.sin(2 * np.pi * modes * seconds) * rng.uniform(0.3, 1, 5)).sum(1)
+    click = rng.standard_normal(len(blow)) * np.exp(-seconds[:, 0] / rng.uniform(0.001, 0.004))
+    return blow + rng.uniform(0.2, 0.8) * click
+
+
+def _draw_groups(
+    rng: np.random.Generator, seconds: float, counts: tuple[int, int], step: float, pauses: tuple[float, float]
+) -> list[tuple[float, int]]:
+    """Return groups of events as (start in seconds, number of events `step` seconds apart), pauses between them."""
+    groups, start = [], -rng.uniform(0, 1)
+    while start < seconds:
+        count = int(rng.integers(*counts))
+        groups.append((start, count))
+        start += count * step + rng.uniform(*pauses)
+    return groups
+
+
+def _make_tone(hertz: np.ndarray, rate: int, weights: np.ndarray) -> np.ndarray:
+    """Return a tone that follows `hertz` (n,), with the given harmonics as far as the sample rate carries them."""
+    phase = 2 * np.pi * np.cumsum(hertz) / rate
+    orders = np.arange(1, len(weights) + 1)[:, None]
+    sounding = orders * hertz < 0.45 * rate
+    return (weights[:, None] * sounding * np.sin((orders * phase) % (2 * np.pi), dtype=np.float32)).sum(0)
+
+
+def _add(out: np.ndarray, event: np.ndarray, start: float, rate: int) -> None:
+    """Add `event` to `out` from `start` seconds on; what lies outside is cut off."""
+    first = round(start * rate)
+    event = event[max(0, -first) : max(0, len(out) - first)]
+    first = max(0, first)
+    out[first : first + len(event)] += event
+
+
+def _smooth(values: np.ndarray, seconds: float, rate: int) -> np.ndarray:
+    """Return the mean of `values` (n,) over a Hann window of this length."""
+    window = np.hanning(round(seconds * rate) + 2)
+    return _convolve(np.asarray(values, dtype=float), window / window.sum(), centred=True)
+
+
+def _convolve(values: np.ndarray, kernel: np.ndarray, centred: bool = False) -> np.ndarray:
+    size = fft.next_fast_len(len(values) + len(kernel), real=True)
+    full = fft.irfft(fft.rfft(values, size) * fft.rfft(kernel, size), size)
+    first = len(kernel) // 2 if centred else 0
+    return full[first : first + len(values)]

@@ -1,0 +1,435 @@
+"""Run the notebooks from the command line: as they are, with other settings, or to publish what they find.
+
+    python -m shared_utils.notebooks run      [--only NAME] [--data-dir DIR] [--set "EPOCHS=3 SEED=1"]
+    python -m shared_utils.notebooks results  [--only NAME] --data-dir DIR
+    python -m shared_utils.notebooks slides   [--only NAME]
+    python -m shared_utils.notebooks refresh  [--only NAME]
+
+`run` keeps executed copies in executed/. `results` runs notebooks with the settings in <task>/results/settings.json and
+puts rows and figures beside that file. `slides` makes a .pptx of each notebook's figures. `refresh` writes the outputs
+of a default run on the demo data into the committed notebooks. The Makefile calls all but the last.
+"""
+
+import argparse
+import ast
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from shared_utils.device import ROOT
+
+TASKS = ("toy_transformer_sentiment", "audio_spectrogram_transformer", "speech_commands_transformer")
+RESULT_KEYS = (
+    "notebook", "data", "protocol", "model", "metric", "mean", "sd", "seeds", "low", "high", "n_test", "parameters",
+    "seconds", "device", "command", "versions",
+)
+_WIDGET = "application/vnd.jupyter.widget-view+json"
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+# ---- which notebooks, with which settings
+
+
+def find_notebooks(only: str = "") -> list[Path]:
+    """Return the notebooks of the task folders that have a `parameters` cell, or just the one called `only`.
+
+    Raises FileNotFoundError if there is none of that name.
+    """
+    found = [path for task in TASKS for path in sorted((ROOT / task).glob("*.ipynb")) if _has_settings(path)]
+    chosen = [path for path in found if not only or path.stem == Path(only).stem]
+    if not chosen:
+        names = ", ".join(path.stem for path in found) or "no notebook with a `parameters` cell"
+        raise FileNotFoundError(f"There is no notebook called {only!r}; there is: {names}.")
+    return chosen
+
+
+def read_settings(text: str) -> dict[str, object]:
+    """Return the settings in a text such as `EPOCHS=3 FOLDS=[1, 2] MODEL=conv`; a bare word is a string.
+
+    Raises ValueError for a part that is not NAME=value or whose value is half a Python literal.
+    """
+    settings = {}
+    for part in re.split(r"\s+(?=[A-Za-z_]\w*=)", text.strip()) if text.strip() else []:
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not name.isidentifier():
+            raise ValueError(f"{part!r} is no setting; write NAME=value, several with a space between: EPOCHS=3 SEED=1")
+        settings[name] = _literal(value)
+        if settings[name] == value and re.search(r"[\s\[\](){}'\"]", value):
+            raise ValueError(f"The value of {name} cannot be read: {value}; write a number, a word or a Python literal")
+    return settings
+
+
+def check_settings(path: Path, settings: dict[str, object]) -> None:
+    """Raise ValueError if one of `settings` is no setting of the notebook at `path`, or is a word for a number."""
+    import papermill
+
+    known = papermill.inspect_notebook(path)
+    for name, value in settings.items():
+        if name not in known:
+            raise ValueError(f"{name} is no setting of {path.stem}; its settings are: {', '.join(known)}.")
+        default = _literal(known[name]["default"])
+        if isinstance(value, str) and isinstance(default, bool | int | float):
+            raise ValueError(f"{name}={value} cannot be right: in {path.stem} it is a value such as {default}.")
+
+
+def source_hash(notebook: dict) -> str:
+    """Return the SHA-256 of a notebook's code cells: what `refresh` stores to tell fresh outputs from stale ones."""
+    cells = [cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    return hashlib.sha256(json.dumps(["".join(cell) for cell in cells]).encode()).hexdigest()
+
+
+# ---- run one notebook
+
+
+def run_notebook(path: Path, settings: dict[str, object], output: Path, root: Path | None = None) -> dict:
+    """Execute the notebook at `path` with papermill into `output`, with one live line; a failure is shown, not raised.
+
+    `root` is the folder with figures/ and models/ (default: the repository). Returns a dict: notebook, status ("ok" or
+    "failed in cell k"), seconds, headline, figures and runs (the files and folders that this run wrote).
+    """
+    import papermill
+
+    root = root or ROOT
+    figures, runs = root / "figures" / path.stem, root / "models" / path.stem
+    before = {**_times(figures, "*.*"), **_times(runs, "*/run.json")}
+    progress = {"cell": 0, "source": "", "cells": _count_cells(path) + bool(settings)}
+
+    def note_cell(cell: dict, cell_index: int) -> None:
+        progress.update(cell=progress["cell"] + 1, source=cell["source"])
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    start, error, status = time.monotonic(), "", "ok"
+    with _live_line(path.stem, progress):
+        try:
+            papermill.execute_notebook(
+                path, output, parameters=settings, kernel_name="python3", cwd=path.parent, progress_bar=False,
+                on_cell_execute=note_cell, extra_arguments=["--log-level=CRITICAL"],  # a kernel's log breaks the line
+            )
+        except Exception as exception:  # whatever stops one notebook must not stop the others
+            status = f"failed in cell {progress['cell']}"
+            error = "\n".join(getattr(exception, "traceback", [])) or f"{type(exception).__name__}: {exception}"
+    seconds = time.monotonic() - start
+    new_figures = _changed(_times(figures, "*.*"), before)
+    new_runs = [file.parent for file in _changed(_times(runs, "*/run.json"), before)]
+    headline = _read_headline(new_runs[-1]) if new_runs else "-"
+    print(f"{path.stem}: {status}, {seconds:.0f} s" + (f", {headline}" if new_runs else ""), flush=True)
+    if error:
+        first_line = (progress["source"].strip().splitlines() or ["(before the first cell)"])[0]
+        shown = error if sys.stdout.isatty() else _ANSI.sub("", error)
+        print(f"\n{path.name}, cell {progress['cell']} of {progress['cells']}: {first_line}\n\n{shown}\n", flush=True)
+    return {
+        "notebook": path.stem, "status": status, "seconds": seconds, "headline": headline, "figures": new_figures,
+        "runs": new_runs,
+    }
+
+
+@contextlib.contextmanager
+def _live_line(name: str, progress: dict) -> Iterator[None]:
+    """Show `name, cell k of n, seconds` while the body runs: rewritten in place on a terminal, else one line only."""
+    if not sys.stdout.isatty():
+        print(f"{name}: {progress['cells']} cells ...", flush=True)
+        yield
+        return
+    start, done = time.monotonic(), threading.Event()
+
+    def show() -> None:
+        while not done.wait(0.2):
+            line = f"{name}  cell {progress['cell']} of {progress['cells']}  {time.monotonic() - start:.0f} s"
+            print(f"\r{line[: shutil.get_terminal_size().columns - 1]}\x1b[K", end="", flush=True)
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        print("\r\x1b[K", end="", flush=True)
+
+
+def _print_table(results: list[dict]) -> None:
+    """Print notebook, status, seconds, headline and number of figures, a notebook a line."""
+    rows = [("notebook", "status", "seconds", "headline", "figures")]
+    for result in results:
+        pictures = sum(file.suffix == ".png" for file in result["figures"])
+        rows.append(
+            (result["notebook"], result["status"], f"{result['seconds']:.0f}", result["headline"], str(pictures))
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    print()
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+# ---- the four commands; each returns the number of notebooks that failed
+
+
+def run(only: str = "", data_dir: str = "", settings: str = "") -> int:
+    """Run the notebooks into executed/ and print a table; every setting is checked before the first one starts."""
+    notebooks, values = find_notebooks(only), {**read_settings(settings), **_data_setting(data_dir)}
+    for path in notebooks:
+        check_settings(path, values)
+    return _report([(path, values) for path in notebooks])[1]
+
+
+def publish(only: str = "", data_dir: str = "") -> int:
+    """Run notebooks with their published settings; merge their rows into results.json and copy their figures beside it.
+
+    The settings stand in <task>/results/settings.json: {"notebook": {"EPOCHS": 300}}. Rows come from the results.json
+    of the run folders that the notebook saves. Nothing is published from demo data, nor from a notebook that failed.
+    """
+    if not data_dir:
+        raise ValueError("Published results come from real data: name its folder, DATA_DIR=path/to/data.")
+    data, plan = _data_setting(data_dir), []
+    for task in TASKS:
+        file = ROOT / task / "results" / "settings.json"
+        published = _read_json(file) if file.is_file() else {}
+        missing = [name for name in published if not (ROOT / task / f"{name}.ipynb").is_file()]
+        if missing:
+            raise ValueError(f"{file.relative_to(ROOT)} names {missing[0]}, but {task} has no such notebook.")
+        plan += [(ROOT / task / f"{name}.ipynb", values | data) for name, values in published.items()]
+    names = ", ".join(path.stem for path, _ in plan) or "no notebook"
+    plan = [(path, values) for path, values in plan if not only or path.stem == Path(only).stem]
+    if not plan:
+        raise ValueError(f"No results/settings.json names {only or 'a notebook'}; there are settings for: {names}.")
+    for path, values in plan:
+        check_settings(path, values)
+
+    results, n_failed = _report(plan)
+    for (path, _), result in zip(plan, results, strict=False):
+        if result["status"] == "ok":
+            try:
+                print(_publish_result(path, result, data_dir))
+            except ValueError as error:
+                print(f"{path.stem}: {error}")
+                n_failed += 1
+    return n_failed
+
+
+def make_slides(only: str = "") -> int:
+    """Make the .pptx of each notebook that has figures, or of the one called `only`, and print where it lies."""
+    from shared_utils.plotting import FigureBook
+
+    names = sorted({file.parent.name for file in (ROOT / "figures").glob("*/*.png")})
+    chosen = [name for name in names if not only or name == Path(only).stem]
+    if not chosen:
+        raise FileNotFoundError(f"There are no figures of {only or 'any notebook'}; `make notebooks` draws them.")
+    for name in chosen:
+        print(FigureBook(name).deck())
+    return 0
+
+
+def refresh(only: str = "") -> int:
+    """Write the outputs of a default run on the demo data into the committed notebooks; their sources stay as they are.
+
+    The run happens in a temporary copy that has no real data and no earlier runs, so that everybody gets the same.
+    """
+    n_failed = 0
+    for path in find_notebooks(only):
+        with tempfile.TemporaryDirectory() as folder:
+            copy = copy_repository(Path(folder))
+            executed = copy / "executed.ipynb"
+            os.environ["PYTHONPATH"] = str(copy)  # kernels import the package from the copy, so their ROOT is the copy
+            result = run_notebook(copy / path.relative_to(ROOT), {}, executed, root=copy)
+            if result["status"] == "ok":
+                _write_outputs(path, executed, copy)
+            else:
+                n_failed += 1
+    return n_failed
+
+
+def copy_repository(folder: Path) -> Path:
+    """Copy code, notebooks and published weights into `folder` and return it; the demo data is shared through a link.
+
+    With the copy in PYTHONPATH, notebooks read and write there and nowhere else.
+    """
+    folder = folder.resolve()
+    unwanted = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+    for name in ("shared_utils", *TASKS):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=unwanted)
+    runs = [path.stem for task in TASKS for path in (ROOT / task).glob("*.ipynb")]
+    if (ROOT / "models").is_dir():
+        shutil.copytree(ROOT / "models", folder / "models", ignore=shutil.ignore_patterns(*runs))
+    demo = ROOT / "data" / "demo"
+    demo.mkdir(parents=True, exist_ok=True)
+    (folder / "data").mkdir()
+    (folder / "data" / "demo").symlink_to(demo, target_is_directory=True)
+    return folder
+
+
+# ---- helpers
+
+
+def _report(plan: list[tuple[Path, dict]]) -> tuple[list[dict], int]:
+    """Run each notebook of `plan` and print the table, even when the user stops; return results, number of failures."""
+    results = []
+    try:
+        for path, values in plan:
+            results.append(run_notebook(path, values, ROOT / "executed" / path.name))
+    except KeyboardInterrupt:
+        print(f"Stopped; {len(plan) - len(results)} of {len(plan)} notebooks did not finish.")
+    _print_table(results)
+    return results, len(plan) - sum(result["status"] == "ok" for result in results)
+
+
+def _publish_result(path: Path, result: dict, data_dir: str) -> str:
+    """Merge the rows of one run into results.json, copy its figures, and return one sentence about it."""
+    rows = []
+    for folder in result["runs"]:
+        record = _read_json(folder / "run.json")
+        if _is_demo(record) or "demo data" in (record.get("headline") or ""):
+            raise ValueError("nothing published, because this run used demo data; is the data set in DATA_DIR?")
+        if (folder / "results.json").is_file():
+            made_with = {key: record[key] for key in ("device", "versions")}
+            rows += [{**made_with, **row} for row in _read_json(folder / "results.json")]
+    if not rows:
+        raise ValueError("nothing published, because its run folders hold no results.json.")
+
+    data_dir = Path(os.path.relpath(Path(data_dir).expanduser(), ROOT)).as_posix()
+    command = f"make results ONLY={path.stem} DATA_DIR={data_dir}"
+    rows = [{**row, "notebook": path.stem, "command": command} for row in rows]
+    n_rows = len(rows)
+    target = path.parent / "results" / "results.json"
+    if target.is_file():
+        rows += [row for row in _read_json(target) if row["notebook"] != path.stem]
+    rows = [{key: _round(row[key]) for key in sorted(row, key=_column)} for row in rows]
+    rows.sort(key=lambda row: [str(row.get(key, "")) for key in RESULT_KEYS[:5]])
+
+    figures = target.parent / path.stem
+    temporary = target.parent / f".{path.stem}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    pictures = [file for file in result["figures"] if file.suffix in (".png", ".svg")]
+    for file in pictures:
+        shutil.copy2(file, temporary)
+    shutil.rmtree(figures, ignore_errors=True)
+    temporary.replace(figures)
+    _write_text(target, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    return f"{path.stem}: {n_rows} rows in {target.relative_to(ROOT)}, {len(pictures)} figure files beside it"
+
+
+def _write_outputs(path: Path, executed: Path, copy: Path) -> None:
+    """Put the outputs of `executed` (run in `copy`) into the notebook at `path`, without traces of this machine."""
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    results = [cell for cell in nbformat.read(executed, as_version=4).cells if cell.cell_type == "code"]
+    for cell, result in zip([cell for cell in notebook.cells if cell.cell_type == "code"], results, strict=True):
+        outputs = [output for output in result.outputs if _WIDGET not in output.get("data", {})]
+        outputs = [output for output in outputs if output.get("name") != "stderr"]
+        text = json.dumps(outputs, ensure_ascii=False)
+        for folder in (copy, ROOT):
+            text = text.replace(f"{folder}/", "").replace(str(folder), ".")
+        cell.outputs = [nbformat.from_dict(output) for output in json.loads(text)]
+        cell.execution_count = result.execution_count
+    for cell in notebook.cells:
+        for key in ("papermill", "execution", "ExecuteTime"):
+            cell.metadata.pop(key, None)
+    for key in ("papermill", "widgets"):
+        notebook.metadata.pop(key, None)
+    notebook.metadata.update(
+        kernelspec={"display_name": "Python 3", "language": "python", "name": "python3"},
+        language_info={"name": "python"},
+        source_hash=source_hash(notebook),
+    )
+    _write_text(path, nbformat.writes(notebook) + "\n")
+
+
+def _data_setting(data_dir: str) -> dict[str, object]:
+    """Return DATA_DIR as a setting: absolute, because the user's folder is not the notebook's."""
+    folder = Path(os.path.abspath(Path(data_dir).expanduser()))
+    if data_dir and not folder.is_dir():
+        raise FileNotFoundError(f"DATA_DIR={data_dir} is not a folder; leave it out to use data/ and the demo data.")
+    return {"DATA_DIR": str(folder)} if data_dir else {}
+
+
+def _literal(text: str) -> object:
+    """Return the value of a Python literal, or the text itself if it is none."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _has_settings(path: Path) -> bool:
+    return any("parameters" in cell["metadata"].get("tags", []) for cell in _read_json(path)["cells"])
+
+
+def _count_cells(path: Path) -> int:
+    sources = ["".join(cell["source"]) for cell in _read_json(path)["cells"] if cell["cell_type"] == "code"]
+    return sum(bool(source.strip()) for source in sources)
+
+
+def _read_headline(run: Path) -> str:
+    """Return what a run says about itself; a number from demo data is never shown without the word."""
+    record = _read_json(run / "run.json")
+    headline = record.get("headline") or "-"
+    return f"{headline}, demo data" if _is_demo(record) and "demo data" not in headline else headline
+
+
+def _is_demo(record: dict) -> bool:
+    return bool((record.get("data") or {}).get("demo"))
+
+
+def _times(folder: Path, pattern: str) -> dict[Path, int]:
+    return {file: file.stat().st_mtime_ns for file in folder.glob(pattern)}
+
+
+def _changed(now: dict[Path, int], before: dict[Path, int]) -> list[Path]:
+    """Return the files that are new or newer than `before`, oldest first."""
+    return sorted((file for file in now if before.get(file) != now[file]), key=lambda file: (now[file], file))
+
+
+def _column(key: str) -> tuple[int, str]:
+    return (RESULT_KEYS.index(key) if key in RESULT_KEYS else len(RESULT_KEYS), key)
+
+
+def _round(value: object) -> object:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _read_json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from None
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do what the command line says; return the exit status: 0, 1 if a notebook failed, 2 if the request was wrong."""
+    parser = argparse.ArgumentParser(prog="python -m shared_utils.notebooks", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("run", "results", "slides", "refresh"):
+        command = commands.add_parser(name)
+        command.add_argument("--only", default="", help="the name of one notebook")
+        if name in ("run", "results"):
+            command.add_argument("--data-dir", default="", help="the folder with the data sets")
+        if name == "run":
+            command.add_argument("--set", default="", dest="settings", help='settings, such as "EPOCHS=3 SEED=1"')
+    options = vars(parser.parse_args(arguments))
+    action = {"run": run, "results": publish, "slides": make_slides, "refresh": refresh}[options.pop("command")]
+    try:
+        return int(action(**options) > 0)
+    except (ValueError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

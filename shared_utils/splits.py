@@ -1,0 +1,192 @@
+"""Which clips train, validate and test: official folds, grouped splits, and the audit that finds leaks."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from shared_utils.audio import read_audio
+
+SIDES = ("train", "val", "test")
+
+
+class LeakError(ValueError):
+    """Something is on two sides of a split; `rows` is the table of the clips concerned, with their side and reason."""
+
+    def __init__(self, message: str, rows: pd.DataFrame):
+        super().__init__(message)
+        self.rows = rows
+
+
+def split_by_fold(
+    clips: pd.DataFrame, test_fold: int, val_fold: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the row numbers (train, val, test) for one round of cross-validation over the column `fold`.
+
+    The validation fold is the one after the test fold, the first after the last, unless `val_fold` names another; the
+    rest is for training (Piczak 2015 splits ESC-50 like this). Raises ValueError for a fold that does not exist.
+    """
+    if "fold" not in clips:
+        raise ValueError("These clips have no column 'fold'; use their column 'split', or stratified_group_split.")
+    folds = sorted(set(clips["fold"]))
+    if len(folds) < 3:
+        raise ValueError(f"Training, validation and test need three folds; these clips have {_join(folds)}.")
+    if test_fold not in folds:
+        raise ValueError(f"test_fold={test_fold} does not exist; the folds are {_join(folds)}.")
+    if val_fold is None:
+        val_fold = folds[(folds.index(test_fold) + 1) % len(folds)]
+    if val_fold not in folds:
+        raise ValueError(f"val_fold={val_fold} does not exist; the folds are {_join(folds)}.")
+    if val_fold == test_fold:
+        raise ValueError(f"val_fold and test_fold are both {test_fold}; no epoch may be chosen on the test clips.")
+    fold = clips["fold"].to_numpy()
+    return (
+        np.flatnonzero((fold != val_fold) & (fold != test_fold)),
+        np.flatnonzero(fold == val_fold),
+        np.flatnonzero(fold == test_fold),
+    )
+
+
+def stratified_group_split(
+    labels: np.ndarray, groups: np.ndarray, fractions: tuple[float, float, float] = (0.7, 0.15, 0.15), seed: int = 0
+) -> np.ndarray:
+    """Give every clip a side, "train", "val" or "test": (n_clips,) str; all clips of a group get the same.
+
+    Greedy: the largest groups first, in random order among equals, each to the side that brings the shares of its
+    classes closest to `fractions`; where groups hold one class each, every class is on every side.
+    Raises ValueError if a class has fewer groups than there are sides, and for fractions that do not add up to 1.
+    """
+    fractions = np.asarray(fractions, dtype=float)
+    if fractions.shape != (3,) or (fractions < 0).any() or abs(fractions.sum() - 1) > 1e-6:
+        raise ValueError(f"A split is three shares that add up to 1, like (0.7, 0.15, 0.15), not {fractions.tolist()}.")
+    sides = np.flatnonzero(fractions)
+    classes, class_of = np.unique(np.asarray(labels), return_inverse=True)
+    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
+    counts = np.zeros((len(names), len(classes)))  # clips of each class in each group
+    np.add.at(counts, (group_of, class_of), 1)
+
+    n_left = (counts > 0).sum(axis=0)  # groups of each class that have no side yet
+    poor = [f"{classes[c]!s} ({n_left[c]})" for c in np.flatnonzero(n_left < len(sides))]
+    if poor:
+        raise ValueError(
+            f"Each class needs at least {len(sides)} sources (recordings or speakers), one for each side of the split; "
+            f"too few in: {', '.join(poor)}. Add recordings, or leave the class out."
+        )
+    order = np.random.default_rng(seed).permutation(len(names))
+    order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
+    shares = counts / counts.sum(axis=0)
+    filled = np.zeros((3, len(classes)))  # share of each class that each side has so far
+    side_of = np.zeros(len(names), dtype=int)
+    for group in order:
+        present = counts[group] > 0
+        lacking = filled[sides][:, present] == 0  # (sides, classes of this group)
+        tight = lacking.sum(axis=0) >= n_left[present]
+        urgent = lacking[:, tight].any(axis=1)
+        candidates = sides[urgent] if urgent.any() else sides
+        # Growth of the squared distance to the fractions, summed over classes, if the group went to each candidate.
+        gap = filled[candidates] - fractions[candidates, None]
+        growth = (shares[group] * (shares[group] + 2 * gap)).sum(axis=1)
+        side = candidates[growth.argmin()]
+        side_of[group] = side
+        filled[side] += shares[group]
+        n_left -= present
+    return np.array(SIDES)[side_of[group_of]]
+
+
+def audit(
+    clips: pd.DataFrame,
+    waveforms: np.ndarray | None = None,
+    by: str | None = None,
+    sides: np.ndarray | tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+) -> pd.DataFrame:
+    """Prove that no recording and no identical audio is on two sides; return the number of clips a class and side.
+
+    The sides are the column `by` ("split" where there is one, else "fold"), or `sides`: a name for each clip, or the
+    three index arrays of `split_by_fold`. Identical audio means equal rows of `waveforms` (n_clips, samples), as
+    decoded; without them, equal files. Silent clips (all zeros) equal each other and are not counted as identical.
+    `.attrs["verdict"]` says the result in one sentence. Raises LeakError with the offending rows.
+    """
+    if "source" not in clips or "class_name" not in clips:
+        raise ValueError("The audit needs the columns 'source' and 'class_name'; load_esc50 and load_folder make them.")
+    if waveforms is not None and len(waveforms) != len(clips):
+        raise ValueError(f"{len(waveforms)} waveforms do not belong to {len(clips)} clips; decode this very table.")
+    placed, what = _place_clips(clips, by, sides)  # row numbers and their side; a row on two sides stands there twice
+    n_sides = placed["side"].nunique()
+
+    if waveforms is None:
+        content = [_hash_file(path) for path in clips["path"]]
+    else:
+        content = [_hash_waveform(waveform) for waveform in np.asarray(waveforms)]
+    placed["source"] = clips["source"].to_numpy()[placed["row"]]
+    placed["content"] = np.array(content, dtype=object)[placed["row"]]
+
+    same_source = placed.groupby("source")["side"].transform("nunique") > 1
+    same_audio = placed.groupby("content")["side"].transform("nunique") > 1
+    if waveforms is None:
+        for key, twins in placed[same_audio].groupby("content"):
+            if not read_audio(clips["path"].iloc[twins["row"].iloc[0]])[0].any():
+                same_audio &= placed["content"] != key
+    reasons = ["same source and identical audio", "same source", "identical audio"]
+    placed["reason"] = np.select([same_source & same_audio, same_source, same_audio], reasons, "")
+    if placed["reason"].any():
+        raise _make_leak_error(clips, placed, what)
+
+    counts = pd.crosstab(clips["class_name"].to_numpy()[placed["row"]], placed["side"].to_numpy())
+    counts = counts.rename_axis(index="class_name", columns=what)
+    if set(counts.columns) <= set(SIDES):
+        counts = counts[[side for side in SIDES if side in counts]]
+    n_sources = placed["source"].nunique()
+    counts.attrs["verdict"] = (
+        f"No leak: {len(placed):,} clips from {n_sources:,} sources on {n_sides} sides ({what}); "
+        "no source and no identical audio is on two of them."
+    )
+    return counts
+
+
+def _place_clips(clips: pd.DataFrame, by: str | None, sides) -> tuple[pd.DataFrame, str]:
+    if sides is None:
+        by = by or ("split" if "split" in clips else "fold")
+        if by not in clips:
+            raise ValueError(f"These clips have no column {by!r} to audit; their columns are {_join(clips.columns)}.")
+        return pd.DataFrame({"row": np.arange(len(clips)), "side": clips[by].to_numpy()}), by
+    if isinstance(sides, tuple):
+        rows = [np.asarray(side) for side in sides]
+        if len(rows) != 3:
+            raise ValueError(f"Three index arrays (train, val, test) make a split, not {len(rows)}.")
+        return pd.DataFrame({"row": np.concatenate(rows), "side": np.repeat(SIDES, [len(r) for r in rows])}), "split"
+    if len(sides) != len(clips):
+        raise ValueError(f"{len(sides)} sides do not belong to {len(clips)} clips; give one for each clip.")
+    return pd.DataFrame({"row": np.arange(len(clips)), "side": np.asarray(sides)}), "side"
+
+
+def _make_leak_error(clips: pd.DataFrame, placed: pd.DataFrame, what: str) -> LeakError:
+    found = placed[placed["reason"] != ""]
+    twin = found["source"].where(found["reason"] == "same source", found["content"])  # twins next to each other
+    found = found.iloc[np.lexsort((found["row"], twin.astype(str)))]
+    rows = clips.iloc[found["row"]].assign(side=found["side"].to_numpy(), reason=found["reason"].to_numpy())
+    rows = rows.reset_index(drop=True)
+    n_sources = found.loc[found["reason"].str.contains("source"), "source"].nunique()
+    n_twins = found.loc[found["reason"].str.contains("audio"), "content"].nunique()
+    first = "\n".join(
+        f"  {what} {row['side']}: {Path(row.get('path', '')).name or 'clip'} (source {row['source']}: {row['reason']})"
+        for _, row in rows.head(6).iterrows()
+    )
+    return LeakError(
+        f"{n_sources} sources, and {n_twins} pieces of identical audio, are on more than one side ({len(rows)} clips): "
+        f"keep each on one side, or leave its twins out. The first:\n{first}",
+        rows,
+    )
+
+
+def _hash_file(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha1").hexdigest()
+
+
+def _hash_waveform(waveform: np.ndarray) -> str | None:
+    return hashlib.sha1(np.ascontiguousarray(waveform)).hexdigest() if waveform.any() else None
+
+
+def _join(values) -> str:
+    return ", ".join(str(value) for value in values)

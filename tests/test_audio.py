@@ -1,0 +1,158 @@
+"""Reading, fixing the length, decoding and its cache, against the numbers that were written."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+import torchaudio
+
+from shared_utils import audio
+from shared_utils.audio import decode, fix_length, read_audio
+
+
+@pytest.fixture
+def noise() -> np.ndarray:
+    return np.random.default_rng(0).integers(-32768, 32768, 16000).astype(np.int16)
+
+
+def write(path, waveform, sample_rate=16000, **arguments) -> str:
+    soundfile.write(path, waveform, sample_rate, **arguments)
+    return str(path)
+
+
+def table(*paths) -> pd.DataFrame:
+    return pd.DataFrame({"path": [str(path) for path in paths]})
+
+
+def decode_one(path, sample_rate, seconds, **arguments) -> np.ndarray:
+    return decode(table(path), sample_rate, seconds, progress=False, **arguments)[0]
+
+
+def test_read_audio_returns_the_written_numbers(tmp_path, noise):
+    waveform, sample_rate = read_audio(write(tmp_path / "a.wav", noise))
+    assert sample_rate == 16000 and waveform.dtype == np.float32
+    np.testing.assert_array_equal(waveform, noise / np.float32(32768))
+
+
+def test_read_audio_takes_the_mean_of_the_channels(tmp_path, noise):
+    stereo = np.stack([noise, noise[::-1]], axis=1)
+    waveform, _ = read_audio(write(tmp_path / "a.flac", stereo))
+    np.testing.assert_array_equal(waveform, stereo.astype(np.float64).mean(axis=1) / 32768)
+
+
+@pytest.mark.parametrize("file_rate", [44100, 96000, 22050, 11025, 8000])
+def test_read_audio_resamples_like_torchaudio(tmp_path, noise, file_rate):
+    waveform, sample_rate = read_audio(write(tmp_path / "a.wav", noise, file_rate), 16000)
+    # In float64, because torchaudio computes its filter in the waveform's type, less precisely in float32.
+    expected = torchaudio.functional.resample(torch.from_numpy(noise / 32768), file_rate, 16000).numpy()
+    assert sample_rate == 16000 and len(waveform) == -(-16000 * 16000 // file_rate)
+    np.testing.assert_allclose(waveform, expected, rtol=0, atol=1e-6)
+
+
+def test_an_odd_sample_rate_needs_no_giant_filter_and_keeps_the_pitch(tmp_path):
+    tone = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(44101) / 44101)
+    waveform, _ = read_audio(write(tmp_path / "a.wav", tone, 44101, subtype="FLOAT"), 16000)
+    expected = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(16000) / 16000)
+    np.testing.assert_allclose(waveform[100:15900], expected[100:15900], atol=2e-3)
+    assert audio._make_resampler(44101, 16000).kernel.numel() < 5e6
+
+
+def test_fix_length_trims_the_end_and_pads():
+    waveform = np.array([1, 2, 3], dtype=np.int16)
+    assert fix_length(waveform, 2).tolist() == [1, 2]
+    assert fix_length(waveform, 3).tolist() == [1, 2, 3]
+    assert fix_length(waveform, 7).tolist() == [1, 2, 3, 0, 0, 0, 0]
+    assert fix_length(waveform, 7, "repeat").tolist() == [1, 2, 3, 1, 2, 3, 1]
+    assert fix_length(waveform, 7, "repeat").dtype == np.int16
+    with pytest.raises(ValueError, match="mirror.*'zeros' or 'repeat'"):
+        fix_length(waveform, 7, "mirror")
+    with pytest.raises(ValueError, match="cannot be repeated"):
+        fix_length(waveform[:0], 7, "repeat")
+
+
+def test_decode_gives_16_bit_files_back_bit_for_bit(tmp_path, noise):
+    paths = [write(tmp_path / f"{k}{end}", np.roll(noise, k)) for k, end in enumerate((".wav", ".flac", ".aiff"))]
+    waveforms = decode(table(*paths), 16000, 0.75, cache_dir=tmp_path / "cache", progress=False)
+    assert isinstance(waveforms, np.memmap) and waveforms.dtype == np.int16 and not waveforms.flags.writeable
+    np.testing.assert_array_equal(waveforms, [np.roll(noise, k)[:12000] for k in range(3)])
+
+
+def test_decode_pads_a_short_clip(tmp_path, noise):
+    path = write(tmp_path / "a.wav", noise[:800])
+    zeros = decode_one(path, 16000, 0.2, cache_dir=tmp_path)
+    np.testing.assert_array_equal(zeros, np.concatenate([noise[:800], np.zeros(2400)]))
+    repeated = decode_one(path, 16000, 0.2, padding="repeat", cache_dir=tmp_path)
+    np.testing.assert_array_equal(repeated, np.tile(noise[:800], 4))
+
+
+def test_decode_rounds_and_clamps_float_files(tmp_path):
+    values = np.array([0, 0.6, -0.6, 1.4, 40000, -40000, 32767.4], dtype=np.float32) / 32768
+    row = decode_one(write(tmp_path / "a.wav", values, subtype="FLOAT"), 16000, 7 / 16000, cache_dir=tmp_path)
+    assert row.tolist() == [0, 1, -1, 1, 32767, -32768, 32767]
+
+
+@pytest.mark.parametrize("file_rate", [44100, 8000])
+def test_decode_reads_only_what_it_needs_and_gives_the_same_numbers(tmp_path, monkeypatch, file_rate):
+    long = np.random.default_rng(1).uniform(-0.5, 0.5, 20 * file_rate)
+    path = write(tmp_path / "a.wav", long, file_rate)
+    read = []
+
+    class Spy(soundfile.SoundFile):
+        def read(self, frames=-1, *args, **kwargs):
+            read.append(frames)
+            return super().read(frames, *args, **kwargs)
+
+    whole, _ = read_audio(path, 16000)
+    monkeypatch.setattr(soundfile, "SoundFile", Spy)
+    row = decode_one(path, 16000, 0.99, cache_dir=tmp_path)
+    assert file_rate * 0.99 <= read[0] <= file_rate * 0.99 + 600
+    difference = np.abs(row - np.rint(whole[:15840] * 32768))
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.002  # rounding only, at the end too
+
+
+@pytest.mark.parametrize("end", [".ogg", ".mp3"])
+def test_decode_reads_compressed_files(tmp_path, end):
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(32000) / 16000)
+    row = decode_one(write(tmp_path / f"a{end}", tone), 16000, 2, cache_dir=tmp_path)
+    peak = np.abs(np.fft.rfft(row)).argmax() / 2  # Hz
+    assert peak == 440 and abs(np.abs(row[4000:28000]).max() / 32768 - 0.5) < 0.03
+
+
+def test_the_cache_is_used_until_a_file_or_an_argument_changes(tmp_path, noise, monkeypatch):
+    path = write(tmp_path / "a.wav", noise)
+    cache = tmp_path / "cache"
+    first = decode_one(path, 16000, 1, cache_dir=cache)
+    reads = []
+    monkeypatch.setattr(audio, "_read", lambda *args, original=audio._read: reads.append(1) or original(*args))
+    np.testing.assert_array_equal(decode_one(path, 16000, 1, cache_dir=cache), first)
+    assert not reads and len(list(cache.iterdir())) == 1
+    assert decode_one(path, 16000, 2, cache_dir=cache)[16000:].tolist() == [0] * 16000
+    decode_one(path, 16000, 2, cache_dir=cache, padding="repeat")
+    decode_one(path, 8000, 2, cache_dir=cache)
+    assert len(reads) == 3 and len(list(cache.iterdir())) == 4
+    write(path, noise[::-1][:15999])
+    np.testing.assert_array_equal(decode_one(path, 16000, 1, cache_dir=cache)[:15999], noise[::-1][:15999])
+    assert len(reads) == 4
+
+
+def test_threads_and_blocks_do_not_change_the_order(tmp_path, noise, monkeypatch):
+    monkeypatch.setattr(audio, "_BLOCK", 7)
+    paths = [write(tmp_path / f"{k}.wav", np.full(100, k, dtype=np.int16)) for k in range(30)]
+    n_torch_threads = torch.get_num_threads()
+    waveforms = decode(table(*paths), 16000, 0.005, cache_dir=tmp_path, n_threads=4, progress=False)
+    np.testing.assert_array_equal(waveforms, np.repeat(np.arange(30)[:, None], 80, axis=1))
+    assert torch.get_num_threads() == n_torch_threads
+
+
+def test_the_bar_is_one_plain_line_that_goes(tmp_path, noise, capsys):
+    decode(table(write(tmp_path / "a.wav", noise)), 16000, 1, cache_dir=tmp_path)
+    out, err = capsys.readouterr()
+    assert out == "" and "\n" not in err and err.endswith("\r")
+
+
+def test_decode_of_real_clips_equals_soundfile(tmp_path, real_data):
+    paths = sorted((real_data / "ESC-50-master" / "audio").iterdir())[:20]
+    waveforms = decode(table(*paths), 16000, 5, cache_dir=tmp_path, n_threads=2, progress=False)
+    expected = [fix_length(soundfile.read(path, dtype="int16")[0], 80000) for path in paths]
+    np.testing.assert_array_equal(waveforms, expected)

@@ -1,0 +1,428 @@
+"""The loaders, the download over a loopback server, and the data set that gathers batches."""
+
+import http.server
+import io
+import re
+import shutil
+import sys
+import threading
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+
+from shared_utils import datasets
+from shared_utils.audio import decode
+from shared_utils.datasets import ArrayDataset, download, load_esc50, load_folder
+from shared_utils.demo_data import make_everyday_sounds
+from shared_utils.splits import audit
+
+CATEGORIES = ("rooster", "dog", "can_opening", "airplane")  # official order (target), not the alphabet's
+
+
+def make_esc50(folder: Path, n_folds: int = 5, end: str = ".wav") -> Path:
+    """Write a small ESC-50-master: four classes (two of them ESC-10), two takes of one recording in each fold."""
+    (folder / "audio").mkdir(parents=True)
+    (folder / "meta").mkdir()
+    rows = []
+    for fold in range(1, n_folds + 1):
+        for target, category in enumerate(CATEGORIES):
+            for take in "AB":
+                name = f"{fold}-{fold}00{target}-{take}-{target}"
+                samples = np.full(160, 1000 * fold + 10 * target + (take == "B"), dtype=np.int16)
+                soundfile.write(folder / "audio" / (name + end), samples, 16000)
+                rows.append((f"{name}.wav", fold, target, category, target < 2, f"{fold}00{target}", take))
+    columns = ["filename", "fold", "target", "category", "esc10", "src_file", "take"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "meta" / "esc50.csv", index=False)
+    return folder
+
+
+def make_folder(folder: Path, n_recordings: int = 10, n_takes: int = 3, classes=("cat", "dog")) -> Path:
+    for class_name in classes:
+        (folder / class_name).mkdir(parents=True)
+        for recording in range(n_recordings):
+            for take in range(n_takes):
+                path = folder / class_name / f"{class_name}{recording}_take{take}.wav"
+                soundfile.write(path, np.full(16, recording, dtype=np.int16), 16000)
+    return folder
+
+
+def count_sides(clips: pd.DataFrame) -> list[list[int]]:
+    return pd.crosstab(clips["class_name"], clips["split"])[["train", "val", "test"]].to_numpy().tolist()
+
+
+# ESC-50
+
+
+def test_load_esc50_reads_the_official_table(tmp_path):
+    make_esc50(tmp_path / "ESC-50-master")
+    clips = load_esc50(tmp_path, source="real")
+    assert clips.columns.tolist() == ["path", "label", "class_name", "fold", "source", "target"]
+    assert clips.attrs == {"data_set": "ESC-50", "demo": False} and len(clips) == 40
+    names = clips.drop_duplicates("label").set_index("label")["class_name"].sort_index()
+    assert names.tolist() == ["airplane", "can_opening", "dog", "rooster"]
+    row = clips[clips["path"].str.endswith("3-3001-B-1.wav")].iloc[0]
+    assert (row["label"], row["class_name"], row["fold"], row["source"], row["target"]) == (2, "dog", 3, "3001", 1)
+    assert soundfile.read(row["path"], dtype="int16")[0][0] == 3011
+    pd.testing.assert_frame_equal(load_esc50(tmp_path / "ESC-50-master"), clips)  # the folder itself
+
+
+def test_load_esc50_takes_the_ten_class_part(tmp_path):
+    make_esc50(tmp_path / "ESC-50-master")
+    clips = load_esc50(tmp_path, subset="esc10")
+    assert clips.attrs == {"data_set": "ESC-10", "demo": False}
+    assert clips.index.tolist() == list(range(20)) and set(clips["class_name"]) == {"dog", "rooster"}
+    assert sorted(set(clips["label"])) == [0, 1] and sorted(set(clips["target"])) == [0, 1]
+
+
+@pytest.mark.parametrize("end", [".flac", ".ogg", ".mp3", ".FLAC"])
+def test_load_esc50_finds_other_formats_by_stem(tmp_path, end):
+    folder = make_esc50(tmp_path / "ESC-50-master", n_folds=1)
+    for file in (folder / "audio").iterdir():
+        file.rename(file.with_suffix(end))
+    assert all(Path(path).is_file() and path.endswith(end) for path in load_esc50(tmp_path)["path"])
+
+
+def test_load_esc50_without_recordings_takes_the_demo_data_and_says_so_once(tmp_path, monkeypatch, capsys):
+    demo = make_esc50(tmp_path / "demo")
+    asked = []
+    monkeypatch.setattr("shared_utils.demo_data.make_everyday_sounds", lambda folder: asked.append(folder) or demo)
+    clips = load_esc50(tmp_path, subset="esc10")
+    assert clips.attrs == {"data_set": "everyday sounds", "demo": True} and len(clips) == 40
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and "demo data" in out and "download esc50" in out
+    assert asked[0] == datasets.resolve_path("data/demo/everyday_sounds")
+    make_esc50(tmp_path / "ESC-50-master")
+    assert not load_esc50(tmp_path).attrs["demo"] and load_esc50(tmp_path, source="demo").attrs["demo"]
+
+
+def test_the_demo_data_pass_through_loader_audit_and_decoder(tmp_path, monkeypatch):
+    small = partial(make_everyday_sounds, n_clips=10, seconds=1)
+    monkeypatch.setattr("shared_utils.demo_data.make_everyday_sounds", lambda folder: small(tmp_path / "demo"))
+    clips = load_esc50(source="demo")
+    assert (clips.groupby(["class_name", "fold"]).size() == 2).all() and clips["class_name"].nunique() == 10
+    assert sorted(set(clips["class_name"])) == clips.groupby("label")["class_name"].first().tolist()
+    waveforms = decode(clips, 16000, 1, cache_dir=tmp_path / "cache", progress=False)
+    np.testing.assert_array_equal(waveforms[7], soundfile.read(clips["path"][7], dtype="int16")[0])
+    assert audit(clips, waveforms).to_numpy().tolist() == [[2] * 5] * 10
+
+
+def test_load_esc50_downloads_when_asked(tmp_path, monkeypatch):
+    urls = []
+
+    def fetch(url, data_dir):
+        urls.append(url)
+        return make_esc50(data_dir / "ESC-50-master")
+
+    monkeypatch.setattr(datasets, "_download_esc50", fetch)
+    assert len(load_esc50(tmp_path, source="download")) == 40
+    assert len(load_esc50(tmp_path, source="download")) == 40
+    assert urls == ["https://github.com/karolpiczak/ESC-50/archive/refs/heads/master.zip"]
+
+
+def test_load_esc50_reads_the_real_esc10(real_data):
+    clips = load_esc50(real_data, source="real")
+    assert clips.attrs == {"data_set": "ESC-10", "demo": False}
+    assert (clips.groupby(["class_name", "fold"]).size() == 8).all() and len(clips) == 400
+    assert clips["source"].nunique() == 304 and clips["label"].max() == 9
+    chainsaw = clips[clips["class_name"] == "chainsaw"]
+    assert set(chainsaw["label"]) == {0} and set(chainsaw["target"]) == {41}
+    pd.testing.assert_frame_equal(load_esc50(real_data, subset="esc10"), clips)
+
+
+# one's own recordings
+
+
+def test_load_folder_keeps_sources_whole_and_shares_close(tmp_path):
+    clips = load_folder(make_folder(tmp_path / "sounds", 20), source_pattern=r"^(\w+?)_take")
+    assert clips.columns.tolist() == ["path", "label", "class_name", "split", "source"]
+    assert clips.attrs == {"data_set": "sounds", "demo": False} and len(clips) == 120
+    assert set(clips["source"]) == {f"{name}{k}" for name in ("cat", "dog") for k in range(20)}
+    assert clips.groupby("source")["split"].nunique().max() == 1
+    assert count_sides(clips) == [[42, 9, 9]] * 2
+    again = load_folder(tmp_path / "sounds", source_pattern=r"^(\w+?)_take")
+    pd.testing.assert_frame_equal(clips, again)
+    other = load_folder(tmp_path / "sounds", seed=1, source_pattern=r"^(\w+?)_take")
+    assert (clips["split"] != other["split"]).any()
+
+
+def test_load_folder_takes_each_file_for_its_own_source_without_a_pattern(tmp_path):
+    clips = load_folder(make_folder(tmp_path / "sounds"), split=(0.5, 0.3, 0.2))
+    assert clips["source"].nunique() == 60 and clips["source"][0] == "cat/cat0_take0.wav"
+    assert count_sides(clips) == [[15, 9, 6]] * 2
+
+
+def test_load_folder_says_what_it_leaves_out(tmp_path, capsys):
+    folder = make_folder(tmp_path / "sounds", n_takes=1)
+    for name in ("cat/.hidden.wav", "cat/notes.txt", "dog/cover.jpg", "dog/b.jpg", "loose.wav", ".git/x.wav"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"")
+    (folder / "fish").mkdir()
+    assert len(load_folder(folder)) == 20
+    out = capsys.readouterr().out
+    assert "sub-folder fish" in out
+    assert "Ignored 6 files in sounds" in out and "2 .jpg, 1 .txt, 2 hidden, 1 in no sub-folder" in out
+
+
+def test_load_folder_reads_a_csv(tmp_path):
+    make_folder(tmp_path / "my set", n_takes=1)
+    rows = [(f"{c}/{c}{k}_take0.wav", c, f"00{k // 2}") for c in ("cat", "dog") for k in range(10)]
+    csv = tmp_path / "my set" / "table.csv"
+    pd.DataFrame(rows, columns=["path", "label", "source"]).to_csv(csv, index=False)
+    clips = load_folder(csv)
+    assert clips.attrs["data_set"] == "my set" and set(clips["source"]) == {f"00{k}" for k in range(5)}
+    assert clips.groupby("source")["split"].nunique().max() == 1
+    assert clips["path"][0] == str(csv.parent / "cat" / "cat0_take0.wav") and clips["label"].tolist()[9:11] == [0, 1]
+
+    sides = ["train"] * 6 + ["val"] * 2 + ["test"] * 2
+    pd.DataFrame(rows, columns=["path", "label", "source"]).assign(split=sides * 2).to_csv(csv, index=False)
+    assert load_folder(csv)["split"].tolist() == sides * 2
+    assert load_folder(csv, source_pattern=r"(\d+)")["source"].tolist() == [str(k) for k in range(10)] * 2
+
+
+def test_load_folder_reads_class_names_as_they_are_written(tmp_path):
+    make_folder(tmp_path / "sounds", 3, 1, classes=("NA", "10", "9", "ÄÖ"))
+    clips = load_folder(tmp_path / "sounds")
+    assert clips.groupby("label")["class_name"].first().tolist() == ["10", "9", "NA", "ÄÖ"]
+    csv = tmp_path / "sounds" / "t.csv"
+    rows = [f"{name}/{Path(path).name},{name}" for path, name in clips[["path", "class_name"]].to_numpy()]
+    csv.write_text("\n".join(["path,label", *rows]), encoding="utf-8-sig")
+    pd.testing.assert_frame_equal(load_folder(csv), clips)
+
+
+# the download
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves `body`; cuts the connection after `cut` bytes of the body, and may not know ranges."""
+
+    body, cut, knows_ranges = b"", None, True
+    ranges: list = []
+
+    def do_GET(self):
+        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        start = int(wanted[1]) if wanted and self.knows_ranges else 0
+        self.ranges.append(self.headers.get("Range"))
+        if start >= len(self.body):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(self.body) - start))
+        self.end_headers()
+        self.wfile.write(self.body[start : self.cut])
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server():
+    handler = type("Handler", (Server,), {"ranges": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+        thread.start()
+        handler.url = f"http://127.0.0.1:{running.server_port}/master.zip"
+        yield handler
+        running.shutdown()
+        thread.join()
+
+
+def make_zip(tmp_path: Path, n_folds: int = 5, extra: tuple = (), change=None) -> bytes:
+    folder = make_esc50(tmp_path / "publisher" / "ESC-50-master", n_folds)
+    if change:
+        change(folder)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, file.relative_to(folder.parent))
+        for member in extra:
+            archive.writestr(member, "evil")
+    shutil.rmtree(folder)
+    return packed.getvalue()
+
+
+def get(server, data_dir: Path) -> Path:
+    return datasets._download_esc50(server.url, data_dir, n_clips=40, n_classes=4, n_folds=5)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_download_fetches_unpacks_and_verifies(tmp_path, server, capsys):
+    server.body = make_zip(tmp_path)
+    folder = get(server, tmp_path / "new" / "data")
+    assert names(folder.parent) == ["ESC-50-master"] and len(load_esc50(tmp_path / "new" / "data")) == 40
+    assert "40 clips, 10 a class, 5 folds, verified" in capsys.readouterr().out
+    assert download("esc50", tmp_path / "new" / "data") == folder and server.ranges == [None]
+
+
+@pytest.mark.parametrize("knows_ranges", [True, False])
+def test_download_goes_on_after_a_cut_connection(tmp_path, server, knows_ranges):
+    server.body, server.knows_ranges = make_zip(tmp_path), knows_ranges
+    server.cut = 3000
+    data_dir = tmp_path / "data"
+    with pytest.raises(ConnectionError, match="cut.*0.0 MB are kept in .*Run it again"):
+        get(server, data_dir)
+    assert names(data_dir) == ["ESC-50-master.zip.part"]
+    assert (data_dir / "ESC-50-master.zip.part").read_bytes() == server.body[:3000]
+    with pytest.raises(FileNotFoundError, match="There is no ESC-50"):
+        load_esc50(data_dir, source="real")
+    server.cut = 5000
+    with pytest.raises(ConnectionError):
+        get(server, data_dir)
+    server.cut = None
+    get(server, data_dir)
+    assert server.ranges == [None, "bytes=3000-", "bytes=5000-"]
+    assert names(data_dir) == ["ESC-50-master"] and len(load_esc50(data_dir)) == 40
+
+
+def test_download_deletes_a_part_that_does_not_belong_to_the_archive(tmp_path, server):
+    server.body = make_zip(tmp_path)
+    part = tmp_path / "ESC-50-master.zip.part"
+    part.write_bytes(b"x" * 3000)  # the rest is appended, and the whole does not unpack
+    with pytest.raises(ValueError, match="cannot be used and was deleted"):
+        get(server, tmp_path)
+    part.write_bytes(b"x" * (len(server.body) + 1))
+    with pytest.raises(ConnectionError, match="416.*nothing is kept"):
+        get(server, tmp_path)
+    get(server, tmp_path)
+    assert server.ranges[-1] is None and not part.exists()
+
+
+@pytest.mark.parametrize("name", ["../evil", "ESC-50-master/../../evil", "/evil", "C:\\evil", "..\\evil", "link"])
+def test_download_refuses_members_that_leave_the_folder(tmp_path, server, name):
+    member = zipfile.ZipInfo("ESC-50-master/link") if name == "link" else name
+    if name == "link":
+        member.external_attr = 0o120777 << 16
+    server.body = make_zip(tmp_path, extra=(member,))
+    data_dir = tmp_path / "a" / "b"
+    with pytest.raises(ValueError, match="would leave the folder"):
+        get(server, data_dir)
+    assert names(data_dir) == [] and names(tmp_path / "a") == ["b"]
+
+
+def test_download_refuses_a_corrupt_archive(tmp_path, server):
+    body = bytearray(make_zip(tmp_path))
+    with zipfile.ZipFile(io.BytesIO(body)) as archive:
+        member = next(m for m in archive.infolist() if m.filename.endswith(".csv"))
+    body[member.header_offset + 80] ^= 0xFF
+    for server.body in (bytes(body), b"<html>busy</html>"):
+        with pytest.raises(ValueError, match="cannot be used and was deleted; run it again"):
+            get(server, tmp_path / "data")
+        assert names(tmp_path / "data") == []
+
+
+def test_download_verifies_the_content(tmp_path, server):
+    def lose_a_file(folder):
+        next((folder / "audio").iterdir()).unlink()
+
+    def break_a_file(folder):
+        (folder / "audio" / "1-1000-A-0.wav").write_text("no audio")
+
+    def mix_up_folds(folder):
+        csv = folder / "meta" / "esc50.csv"
+        csv.write_text(csv.read_text().replace("wav,5,", "wav,4,"))
+
+    for k, (change, message) in enumerate(
+        [
+            (lose_a_file, "1 of the 40 recordings"),
+            (break_a_file, "1-1000-A-0.wav in it cannot be read"),
+            (mix_up_folds, "5 x 8 clips by fold, and has {4: 16"),
+        ]
+    ):
+        server.body = make_zip(tmp_path / str(k), change=change)
+        with pytest.raises(ValueError, match=message):
+            get(server, tmp_path / "data")
+        assert names(tmp_path / "data") == []
+    server.body = make_zip(tmp_path / "few", n_folds=4)
+    with pytest.raises(ValueError, match="4 x 10 clips by class_name"):
+        get(server, tmp_path / "data")
+
+
+def test_download_unpacks_again_what_had_arrived(tmp_path, server, monkeypatch):
+    server.body = make_zip(tmp_path)
+
+    def fail(self, folder):
+        (Path(folder) / "ESC-50-master").mkdir()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", fail)
+    with pytest.raises(OSError, match="could not be unpacked: No space left on device"):
+        get(server, tmp_path / "data")
+    assert names(tmp_path / "data") == ["ESC-50-master.zip.part"]
+    monkeypatch.undo()
+    get(server, tmp_path / "data")
+    assert len(server.ranges) == 1
+
+
+def test_download_from_the_command_line(tmp_path, monkeypatch, capsys):
+    make_esc50(tmp_path / "ESC-50-master")
+    monkeypatch.setattr(sys, "argv", ["datasets", "download", "esc50", "--data-dir", str(tmp_path)])
+    datasets._main()
+    assert "already there (40 clips)" in capsys.readouterr().out
+    (tmp_path / "ESC-50-master" / "meta" / "esc50.csv").unlink()
+    with pytest.raises(SystemExit, match="esc50.csv is missing"):
+        datasets._main()
+    with pytest.raises(ValueError, match="no download called 'urbansound'"):
+        download("urbansound", tmp_path)
+
+
+# batches
+
+
+@pytest.mark.parametrize("kind", ["memmap", "array", "tensor"])
+def test_array_dataset_gathers_a_batch(tmp_path, kind):
+    array = np.arange(60, dtype=np.int16).reshape(20, 3)
+    np.save(tmp_path / "a.npy", array)
+    inputs = {"memmap": np.load(tmp_path / "a.npy", mmap_mode="r"), "array": array, "tensor": torch.tensor(array)}[kind]
+    dataset = ArrayDataset(inputs, pd.Series(range(20, 40)))
+    for indices in ([3, 0, 19], np.array([3, 0, 19]), torch.tensor([3, 0, 19])):
+        batch, targets = dataset.__getitems__(indices)
+        assert batch.dtype == torch.int16 and batch.tolist() == [[9, 10, 11], [0, 1, 2], [57, 58, 59]]
+        assert targets.dtype == torch.int64 and targets.tolist() == [23, 20, 39]
+    assert [part.tolist() for part in dataset[7]] == [[21, 22, 23], 27] and len(dataset) == 20
+    batch += 1  # a copy: the data stay as they are
+    assert inputs[3].tolist() == [9, 10, 11]
+    with pytest.raises(IndexError):
+        dataset[20]
+
+
+def test_array_dataset_in_a_data_loader(tmp_path):
+    specs = np.random.default_rng(0).normal(size=(10, 4, 5)).astype(np.float32)
+    soft = np.eye(3, dtype=np.float32)[np.arange(10) % 3]
+    loader = torch.utils.data.DataLoader(ArrayDataset(specs, soft), batch_size=4, collate_fn=lambda batch: batch)
+    batches = list(loader)
+    assert [len(targets) for _, targets in batches] == [4, 4, 2]
+    np.testing.assert_array_equal(torch.cat([inputs for inputs, _ in batches]), specs)
+    np.testing.assert_array_equal(torch.cat([targets for _, targets in batches]), soft)
+
+
+def test_array_dataset_moves_to_a_device():
+    dataset = ArrayDataset(np.arange(6, dtype=np.int16).reshape(3, 2), [0, 1, 2])
+    moved = dataset.to("cpu")
+    assert moved is not dataset and moved.__getitems__([2])[0].tolist() == [[4, 5]]
+    on_meta = dataset.to("meta")  # a device without numbers, but every copy and index goes its real way
+    batch, targets = on_meta.__getitems__([2, 0])
+    assert batch.device.type == targets.device.type == "meta" and batch.dtype == torch.int16 and batch.shape == (2, 2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_array_dataset_gathers_on_the_gpu(monkeypatch):
+    array = np.random.default_rng(0).integers(-99, 99, (5000, 30)).astype(np.int16)
+    dataset = ArrayDataset(array, np.arange(5000))
+    batch, targets = dataset.to("cuda").__getitems__(torch.tensor([4999, 1024]))
+    assert batch.is_cuda and targets.tolist() == [4999, 1024]
+    np.testing.assert_array_equal(batch.cpu(), array[[4999, 1024]])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (array.nbytes, array.nbytes))
+    assert dataset.to("cuda") is dataset
+
+
+def test_array_dataset_refuses_labels_of_another_table():
+    with pytest.raises(ValueError, match="3 inputs and 2 labels"):
+        ArrayDataset(np.zeros((3, 2)), [0, 1])

@@ -1,0 +1,143 @@
+"""Every committed notebook: its form, a run with small settings on the demo data, and reruns in one kernel."""
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from shared_utils import notebooks
+from shared_utils.device import ROOT
+
+NOTEBOOKS = [path for task in notebooks.TASKS for path in sorted((ROOT / task).glob("*.ipynb"))]
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+
+# Settings that make each notebook short; what it does stays the same.
+SMALL = {
+    "audio_transformer_pipeline": {"EPOCHS": 2},
+}
+
+FORBIDDEN = {
+    "installs packages": r"[!%]\s*(pip|conda)\b",
+    "needs CUDA": r"\.cuda\(|\.to\(['\"]cuda",
+    "holds an absolute path": r"['\"](/[\w.-]+/|~/|[A-Za-z]:\\)",
+    "hides warnings": r"\bfilterwarnings\b|\bsimplefilter\b",
+}
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def settings_cell(notebook: nbformat.NotebookNode) -> int:
+    """Return the index of the one cell tagged `parameters`."""
+    (index,) = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
+    return index
+
+
+def change_settings(notebook: nbformat.NotebookNode, settings: dict) -> None:
+    """Edit the settings as a user does, line by line."""
+    cell = notebook.cells[settings_cell(notebook)]
+    for name, value in settings.items():
+        cell.source, n_changed = re.subn(rf"(?m)^{name} = .*$", f"{name} = {value!r}".replace("\\", r"\\"), cell.source)
+        assert n_changed == 1, f"{name} is no setting"
+
+
+@every_notebook
+def test_settings_are_one_cell_of_literals(path):
+    notebook = read(path)
+    names = []
+    for line in notebook.cells[settings_cell(notebook)].source.splitlines():
+        match = re.fullmatch(r"([A-Z][A-Z0-9_]*) = (.+?) +# \S.*", line)
+        assert match, f"not `NAME = literal  # comment`: {line}"
+        ast.literal_eval(match[2])
+        names.append(match[1])
+    assert len(names) == len(set(names))
+    assert set(SMALL.get(path.stem, {})) <= set(names)
+
+
+@every_notebook
+def test_cells_are_short_and_each_is_introduced(path):
+    cells = read(path).cells
+    for before, cell in zip([None, *cells], cells, strict=False):
+        if cell.cell_type == "code":
+            limit = 60 if re.search(r"(?m)^class ", cell.source) else 40
+            assert cell.source.count("\n") < limit, f"longer than {limit} lines: {cell.source[:80]}"
+            assert before and before.cell_type == "markdown", f"no sentence before: {cell.source[:80]}"
+
+
+@every_notebook
+def test_sources_run_anywhere(path):
+    for cell in code_cells(read(path)):
+        for what, pattern in FORBIDDEN.items():
+            assert not re.search(pattern, cell.source), f"{what}: {re.search(pattern, cell.source)[0]}"
+        assigned = re.findall(r"(?m)^([A-Z][A-Z0-9_]+) = ", cell.source)
+        assert "parameters" in cell.metadata.get("tags", []) or not assigned, f"a setting outside its cell: {assigned}"
+
+
+@every_notebook
+def test_outputs_are_fresh_and_free_of_traces(path):
+    notebook = read(path)
+    assert (notebook.nbformat, notebook.nbformat_minor) >= (4, 5)
+    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+    assert notebook.metadata.kernelspec.name == "python3"  # papermill and make start this one
+    refresh = f"python -m shared_utils.notebooks refresh --only {path.stem}"
+    assert notebook.metadata.get("source_hash") == notebooks.source_hash(notebook), f"stale outputs; run {refresh}"
+    assert [cell.execution_count for cell in code_cells(notebook)] == list(range(1, len(code_cells(notebook)) + 1))
+    assert "widgets" not in notebook.metadata and "papermill" not in notebook.metadata
+    for cell in notebook.cells:
+        assert not {"papermill", "execution"} & set(cell.metadata)
+        for output in cell.get("outputs", []):
+            assert output.output_type != "error" and output.get("name") != "stderr"
+            shown = {"text/plain": output.get("text", ""), **output.get("data", {})}
+            assert "application/vnd.jupyter.widget-view+json" not in shown
+            text = re.sub(r"base64,[\w+/=]+", "", "".join(shown[kind] for kind in shown if kind.startswith("text/")))
+            assert not re.search(r"(/home|/root|/Users|/tmp|/work|/mnt)/", text), f"a path of one machine: {text[:200]}"
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch) -> Path:
+    """A copy of the repository into which kernels write, so that a test leaves no figures and runs behind."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return notebooks.copy_repository(tmp_path)
+
+
+@every_notebook
+def test_runs_on_the_demo_data(path, copy, capsys):
+    here = copy / path.relative_to(ROOT)
+    result = notebooks.run_notebook(here, SMALL.get(path.stem, {}), copy / "executed" / path.name, root=copy)
+    assert result["status"] == "ok", capsys.readouterr().out
+    assert "demo data" in result["headline"]
+    assert any(file.suffix == ".png" for file in result["figures"])
+    assert len(result["runs"]) >= 1
+
+
+@every_notebook
+def test_rerun_in_one_kernel_gives_the_same_history(path, copy):
+    from nbclient import NotebookClient
+
+    notebook = read(path)
+    start, end = settings_cell(notebook), len(notebook.cells)
+    trained = 1 + max(i for i in range(end) if re.search(r"(?m)^history = ", notebook.cells[i].source))
+    show = "print(history.drop(columns='seconds', errors='ignore').to_json(double_precision=15))"
+    notebook.cells.append(nbformat.v4.new_code_cell(show))
+    folder = {"metadata": {"path": str((copy / path.relative_to(ROOT)).parent)}}
+    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources=folder)
+
+    def run_cells(first: int, last: int, settings: dict) -> str:
+        change_settings(notebook, settings)
+        for index in [*range(first, last), end]:
+            client.execute_cell(notebook.cells[index], index)
+        return notebook.cells[end].outputs[0].text
+
+    small = {"SEED": 0, **SMALL.get(path.stem, {})}
+    with client.setup_kernel():
+        first = run_cells(0, end, small)
+        assert len(first) > 100 and run_cells(start, end, small) == first
+        assert run_cells(start, trained, {"SEED": small["SEED"] + 1}) != first
+        assert run_cells(start, trained, small) == first

@@ -1,0 +1,205 @@
+"""The runner on tiny notebooks: settings, failures, the table, published results, slides and fresh outputs."""
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from shared_utils import notebooks
+
+SETTINGS = """
+SEED = 0  # any whole number
+RATES = [0.5]  # several
+DATA_DIR = "data"  # a folder
+FAST = True  # or False
+""".strip()
+
+# What a notebook of this project leaves behind: figures, and a run folder with a headline and rows of results.
+WORK = """
+import json
+from pathlib import Path
+root = Path.cwd().parent
+figures, run = root / "figures" / "tiny", root / "models" / "tiny" / f"run-{SEED}"
+figures.mkdir(parents=True, exist_ok=True)
+run.mkdir(parents=True, exist_ok=True)
+for ending in ("png", "svg"):
+    (figures / f"01_curve.{ending}").write_text(str(SEED))
+demo, headline = DATA_DIR == "data", f"test accuracy {RATES[0] * 100:.1f} %"
+rows = [{"data": "ESC-10", "model": "b", "metric": "accuracy", "mean": 0.1 + 0.2, "extra": 1},
+        {"data": "ESC-10", "model": "a", "metric": "accuracy", "mean": RATES[0], "device": "abacus"}]
+(run / "results.json").write_text(json.dumps(rows))
+record = {"headline": headline, "data": {"demo": demo}, "device": "cuda", "versions": {"torch": "2.11.0"}}
+(run / "run.json").write_text(json.dumps(record))
+"""
+
+
+def write_notebook(path: Path, *sources: str) -> Path:
+    """Write a notebook: a heading, the settings, then one code cell for each of `sources`."""
+    cells = [new_markdown_cell("# Tiny"), new_code_cell(SETTINGS, metadata={"tags": ["parameters"]})]
+    cells += [new_code_cell(source) for source in sources]
+    for number, cell in enumerate(cells):
+        cell["id"] = f"cell-{number}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    return path
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch) -> Path:
+    """An empty repository in a temporary folder; commands are called from a folder inside it."""
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "")
+    (tmp_path / "shared_utils").mkdir()
+    (tmp_path / "recordings").mkdir()
+    monkeypatch.chdir(tmp_path / "recordings")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("", {}),
+        ("EPOCHS=3 SEED=1", {"EPOCHS": 3, "SEED": 1}),
+        ("  LR=1e-3   FOLDS=[1, 2] MODEL=conv ", {"LR": 0.001, "FOLDS": [1, 2], "MODEL": "conv"}),
+        ("CLIP=../my/dog-1.wav NAMES=('a', 'b c')", {"CLIP": "../my/dog-1.wav", "NAMES": ("a", "b c")}),
+        ("NAME='two words' OTHER=False", {"NAME": "two words", "OTHER": False}),
+    ],
+)
+def test_settings_are_read_as_python_literals(text, expected):
+    assert notebooks.read_settings(text) == expected
+
+
+@pytest.mark.parametrize("text", ["EPOCHS 3", "SEED=1 FOLDS=[1,2", "NAME=two words", "3=4"])
+def test_settings_that_cannot_be_read_are_named(text):
+    with pytest.raises(ValueError, match="EPOCHS 3|FOLDS|NAME|3=4"):
+        notebooks.read_settings(text)
+
+
+def test_run_refuses_wrong_requests_before_anything_runs(house, capsys):
+    write_notebook(house / notebooks.TASKS[1] / "tiny.ipynb", "x = 1")
+    write_notebook(house / notebooks.TASKS[2] / "other.ipynb", "x = 1")
+    nbformat.write(new_notebook(cells=[new_code_cell("1 / 0")]), house / notebooks.TASKS[1] / "scratch.ipynb")
+    assert [path.stem for path in notebooks.find_notebooks()] == ["tiny", "other"]  # scratch has no settings
+    for arguments, words in [
+        (["run", "--set", "EPOCHS=3"], "EPOCHS is no setting of tiny; its settings are: SEED, RATES, DATA_DIR, FAST"),
+        (["run", "--set", "SEED=one"], "SEED=one cannot be right"),
+        (["run", "--set", "FAST=false"], "FAST=false cannot be right"),
+        (["run", "--only", "tinny"], "no notebook called 'tinny'; there is: tiny, other"),
+        (["run", "--data-dir", "nowhere"], "DATA_DIR=nowhere is not a folder"),
+        (["results"], "name its folder"),
+        (["results", "--data-dir", "."], "No results/settings.json names a notebook"),
+        (["slides"], "There are no figures of any notebook"),
+    ]:
+        assert notebooks.main(arguments) == 2, arguments
+        assert words in capsys.readouterr().err, arguments
+    assert not (house / "executed").exists()
+
+
+def test_run_goes_on_after_a_failure_and_tells_where_it_was(house, capsys):
+    toy, spectrograms, _ = (house / task for task in notebooks.TASKS)
+    write_notebook(toy / "broken.ipynb", "before = 1", "# sums\ntotal = before + 'a'", "after = 1")
+    write_notebook(spectrograms / "tiny.ipynb", "assert (SEED, RATES, FAST) == (7, [0.25, 1], True)", WORK)
+    assert notebooks.main(["run", "--set", "SEED=7 RATES=[0.25, 1]", "--data-dir", "../recordings"]) == 1
+    shown = capsys.readouterr().out
+    assert "broken.ipynb, cell 4 of 5: # sums" in shown  # the settings given are a cell as well
+    assert "TypeError: unsupported operand type(s) for +: 'int' and 'str'" in shown and "\x1b" not in shown
+    table = [line.split("  ") for line in shown.splitlines()[-3:]]
+    table = [[field.strip() for field in line if field.strip()] for line in table]
+    assert table[0] == ["notebook", "status", "seconds", "headline", "figures"]
+    assert table[1][:2] + table[1][3:] == ["broken", "failed in cell 4", "-", "0"]
+    assert table[2][:2] + table[2][3:] == ["tiny", "ok", "test accuracy 25.0 %", "1"]
+
+    executed = nbformat.read(house / "executed" / "broken.ipynb", as_version=4)
+    assert any(output.output_type == "error" for cell in executed.cells for output in cell.get("outputs", []))
+    executed = nbformat.read(house / "executed" / "tiny.ipynb", as_version=4)
+    assert f'DATA_DIR = "{house / "recordings"}"' in executed.cells[2].source  # seen from the user's folder
+
+
+def test_a_kernel_that_dies_is_one_failed_notebook(house, capsys):
+    path = write_notebook(house / notebooks.TASKS[0] / "tiny.ipynb", WORK, "import os\nos._exit(9)")
+    result = notebooks.run_notebook(path, {}, house / "executed" / "tiny.ipynb")
+    assert result["status"] == "failed in cell 3"
+    assert result["headline"] == "test accuracy 50.0 %, demo data" and len(result["figures"]) == 2  # kept even then
+    assert "DeadKernelError" in capsys.readouterr().out
+
+
+def test_results_replace_the_rows_of_their_notebook_and_refuse_demo_data(house, capsys):
+    path = write_notebook(house / notebooks.TASKS[1] / "tiny.ipynb", WORK)
+    results = path.parent / "results"
+    (results / "tiny").mkdir(parents=True)
+    (results / "tiny" / "01_old_name.png").write_text("old")
+    (results / "settings.json").write_text('{"tiny": {"SEED": 3, "RATES": [0.875]}}')
+    earlier = [{"notebook": "tiny", "mean": 0.1}, {"notebook": "a", "mean": 0.2}]
+    (results / "results.json").write_text(json.dumps(earlier))
+    (house / "figures" / "tiny").mkdir(parents=True)
+    (house / "figures" / "tiny" / "09_of_another_run.png").write_text("other")
+
+    assert notebooks.main(["results", "--data-dir", "../recordings"]) == 0
+    other, a, b = json.loads((results / "results.json").read_text())
+    assert other == {"notebook": "a", "mean": 0.2}
+    assert (a["model"], a["mean"], a["device"]) == ("a", 0.875, "abacus")  # what the row says itself is kept
+    assert (b["model"], b["mean"], b["device"], b["extra"]) == ("b", 0.3, "cuda", 1)
+    assert a["command"] == "make results ONLY=tiny DATA_DIR=recordings"
+    assert a["versions"] == b["versions"] == {"torch": "2.11.0"}
+    assert list(b) == ["notebook", "data", "model", "metric", "mean", "device", "command", "versions", "extra"]
+    assert sorted(file.name for file in (results / "tiny").iterdir()) == ["01_curve.png", "01_curve.svg"]
+    assert (results / "tiny" / "01_curve.svg").read_text() == "3"
+
+    before = (results / "results.json").read_bytes()
+    capsys.readouterr()
+    path.write_text(path.read_text().replace("DATA_DIR ==", "DATA_DIR !="))  # as if the folder held no data set
+    assert notebooks.main(["results", "--data-dir", "../recordings"]) == 1
+    assert "nothing published, because this run used demo data" in capsys.readouterr().out
+    assert (results / "results.json").read_bytes() == before
+
+
+def test_refresh_writes_outputs_without_traces_of_the_machine(house):
+    path = write_notebook(
+        house / notebooks.TASKS[1] / "tiny.ipynb",
+        "import sys, warnings\nfrom pathlib import Path\nprint(Path.cwd().parent / 'data', Path.cwd().parent)",
+        "warnings.warn('only here')\nprint('progress', file=sys.stderr)\nSEED + 41",
+        "from IPython.display import display\n"
+        "display({'application/vnd.jupyter.widget-view+json': {'model_id': '1'}, 'text/plain': 'Box()'}, raw=True)",
+        "list((Path.cwd().parent / 'models').iterdir())",
+    )
+    (house / "models" / "tiny").mkdir(parents=True)  # somebody's run: no default run may see it
+    before = nbformat.read(path, as_version=4)
+    assert notebooks.main(["refresh"]) == 0
+
+    notebook = nbformat.read(path, as_version=4)
+    assert [(cell.id, cell.source) for cell in notebook.cells] == [(cell.id, cell.source) for cell in before.cells]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == [1, 2, 3, 4, 5]
+    assert code[1].outputs[0].text == "data .\n"
+    assert [output.data["text/plain"] for output in code[2].outputs] == ["41"]
+    assert code[3].outputs == [] and code[4].outputs[0].data["text/plain"] == "[]"
+    assert str(house) not in path.read_text() and "papermill" not in path.read_text()
+    assert notebook.metadata.source_hash == notebooks.source_hash(notebook)
+    assert notebook.metadata.source_hash == notebooks.source_hash(json.loads(path.read_text()))
+    first = path.read_bytes()
+    assert notebooks.main(["refresh"]) == 0
+    assert path.read_bytes() == first
+    code[2].source += " "
+    assert notebook.metadata.source_hash != notebooks.source_hash(notebook)
+
+
+def test_slides_are_made_of_every_notebook_with_figures(house, monkeypatch, capsys):
+    for name in ("tiny", "other", "empty"):
+        (house / "figures" / name).mkdir(parents=True)
+    for name in ("tiny", "other"):
+        (house / "figures" / name / "01_curve.png").touch()
+
+    def book(name):
+        return types.SimpleNamespace(deck=lambda: name)
+
+    monkeypatch.setitem(sys.modules, "shared_utils.plotting", types.SimpleNamespace(FigureBook=book))
+    assert notebooks.main(["slides"]) == 0
+    assert capsys.readouterr().out.split() == ["other", "tiny"]
+    assert notebooks.main(["slides", "--only", "tiny"]) == 0
+    assert capsys.readouterr().out.split() == ["tiny"]
+    assert notebooks.main(["slides", "--only", "empty"]) == 2

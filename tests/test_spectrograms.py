@@ -1,0 +1,350 @@
+"""Front-ends against their reference implementations, and augmentations against what they say they do."""
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+import torchaudio
+
+from shared_utils.spectrograms import AddNoise, Gain, KaldiFbank, LogMel, Mfcc, SpecAugment, TimeShift, mixup
+
+MEL = {"n_fft": 1024, "hop_length": 320, "f_min": 20, "n_mels": 64}
+
+
+@pytest.fixture(scope="module")
+def waveforms() -> torch.Tensor:
+    """Six clips of 1.2 s that differ in colour and level: tones, noises, a near-silent one."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(6, 19200, generator=generator)
+    tones = torch.sin(2 * torch.pi * torch.tensor([[55.0], [220], [880], [2000], [3500], [7000]]) * _seconds(19200))
+    return 0.05 * noise + 0.3 * tones * torch.tensor([[1.0], [0.1], [0.5], [1], [0.01], [1]])
+
+
+@pytest.fixture(scope="module")
+def real_waveforms(real_data) -> torch.Tensor:
+    """Twenty real clips as int16 (20, 80000), two of each class of ESC-10."""
+    files = sorted((real_data / "ESC-50-master" / "audio").iterdir())[::20]
+    return torch.stack([torch.tensor(np.resize(sf.read(file, dtype="int16")[0], 80000)) for file in files])
+
+
+def _seconds(n_samples: int) -> torch.Tensor:
+    return torch.arange(n_samples) / 16000
+
+
+def _extract_ast(waveforms: torch.Tensor, max_length: int) -> torch.Tensor:
+    from transformers import ASTFeatureExtractor
+
+    extractor = ASTFeatureExtractor(max_length=max_length)
+    clips = list(waveforms.float().div(32768).numpy())
+    return torch.tensor(np.stack(extractor(clips, sampling_rate=16000)["input_values"]))
+
+
+# --- KaldiFbank ---
+
+
+@pytest.mark.parametrize("max_length", [498, 300, 1024])
+def test_kaldi_fbank_equals_the_ast_feature_extractor_on_real_clips(real_waveforms, max_length):
+    ours = KaldiFbank(max_length=max_length)(real_waveforms)
+    torch.testing.assert_close(ours, _extract_ast(real_waveforms, max_length), atol=1e-3, rtol=0)
+
+
+def test_kaldi_fbank_equals_the_extractors_numpy_path(real_waveforms, monkeypatch):
+    import transformers.models.audio_spectrogram_transformer.feature_extraction_audio_spectrogram_transformer as module
+
+    monkeypatch.setattr(module, "is_speech_available", lambda: False)
+    theirs = _extract_ast(real_waveforms[:4], 498)
+    torch.testing.assert_close(KaldiFbank(max_length=498)(real_waveforms[:4]), theirs, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("n_mels", [23, 64, 128])
+@pytest.mark.parametrize("sample_rate", [8000, 16000, 44100])
+def test_kaldi_fbank_equals_torchaudio(waveforms, n_mels, sample_rate):
+    theirs = [
+        torchaudio.compliance.kaldi.fbank(
+            waveform[None], sample_frequency=sample_rate, window_type="hanning", num_mel_bins=n_mels
+        )
+        for waveform in waveforms
+    ]
+    ours = KaldiFbank(sample_rate, n_mels, normalize=False)(waveforms)
+    torch.testing.assert_close(ours, torch.stack(theirs), atol=2e-3, rtol=0)
+
+
+def test_kaldi_fbank_ignores_a_constant_offset_and_floors_silence(waveforms):
+    layer = KaldiFbank(normalize=False)
+    torch.testing.assert_close(layer(waveforms + 0.25), layer(waveforms), atol=5e-3, rtol=0)
+    assert layer(torch.full((1, 4000), 0.3)).unique().tolist() == pytest.approx([np.log(2**-23)])
+
+
+def test_kaldi_fbank_fills_before_it_normalizes(waveforms):
+    padded = KaldiFbank(max_length=200)(waveforms)  # 118 frames and 82 of zeros
+    assert padded[:, 118:].unique().tolist() == pytest.approx([4.2677393 / (2 * 4.5689974)])
+
+
+def test_kaldi_fbank_refuses_less_than_a_frame():
+    assert KaldiFbank()(torch.zeros(1, 400)).shape == (1, 1, 128)
+    with pytest.raises(ValueError, match="399 samples is shorter than one frame; pad it to 400"):
+        KaldiFbank()(torch.zeros(1, 399))
+
+
+# --- LogMel and Mfcc ---
+
+
+def test_log_mel_equals_torchaudio_transforms(waveforms, real_waveforms):
+    to_mel, to_db = torchaudio.transforms.MelSpectrogram(16000, **MEL), torchaudio.transforms.AmplitudeToDB("power", 80)
+    for clips in (waveforms, real_waveforms.float() / 32768):
+        theirs = torch.stack([to_db(to_mel(clip)) for clip in clips])
+        torch.testing.assert_close(LogMel()(clips), theirs, atol=1e-4, rtol=0)
+
+
+def test_log_mel_equals_librosa(waveforms):
+    import librosa
+
+    theirs = [
+        librosa.power_to_db(
+            librosa.feature.melspectrogram(
+                y=waveform, sr=16000, n_fft=1024, hop_length=320, n_mels=64, fmin=20, htk=True, norm=None,
+                pad_mode="reflect",
+            ),
+            ref=1, amin=1e-10, top_db=80,
+        )
+        for waveform in waveforms.numpy()
+    ]
+    np.testing.assert_allclose(LogMel()(waveforms).numpy(), np.stack(theirs), atol=5e-3)
+    edges = librosa.mel_frequencies(66, fmin=20, fmax=8000, htk=True)
+    np.testing.assert_allclose(LogMel().frequencies(), edges[1:-1], rtol=1e-6)
+
+
+def test_mfcc_equals_torchaudio_and_librosa(waveforms):
+    import librosa
+
+    to_mfcc = torchaudio.transforms.MFCC(16000, 40, melkwargs=MEL)
+    ours = Mfcc()(waveforms)
+    torch.testing.assert_close(ours, torch.stack([to_mfcc(clip) for clip in waveforms]), atol=1e-3, rtol=0)
+    theirs = np.stack([librosa.feature.mfcc(S=spec, n_mfcc=40, norm="ortho") for spec in LogMel()(waveforms).numpy()])
+    np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-3)
+
+
+def test_top_db_none_leaves_the_depth(waveforms):
+    shallow, deep = LogMel()(waveforms), LogMel(top_db=None)(waveforms)
+    assert (shallow.amax((1, 2)) - shallow.amin((1, 2))).max() <= 80.001
+    silence = LogMel(top_db=None)(torch.zeros(1, 4000))
+    assert silence.unique().tolist() == [-100]  # amin 1e-10
+    torch.testing.assert_close(shallow, torch.maximum(deep, deep.amax((1, 2), keepdim=True) - 80))
+
+
+def test_layers_refuse_what_is_no_batch_of_waveforms():
+    with pytest.raises(ValueError, match=r"shape \(16000,\) are no batch; give \(batch, samples\)"):
+        LogMel()(torch.zeros(16000))
+    with pytest.raises(ValueError, match="512 samples is shorter than one frame; pad it to 513"):
+        LogMel()(torch.zeros(1, 512))
+    with pytest.raises(ValueError, match="torch.uint8 have no known full scale"):
+        KaldiFbank()(torch.zeros(1, 16000, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="20 mel bands have no 40 coefficients"):
+        Mfcc(n_mfcc=40, n_mels=20)
+
+
+# --- What holds for every front-end ---
+
+
+@pytest.mark.parametrize("layer", [LogMel(), Mfcc(), KaldiFbank()], ids=lambda layer: type(layer).__name__)
+class TestEveryFrontEnd:
+    def test_a_clip_does_not_depend_on_its_neighbours(self, layer, waveforms):
+        quiet, loud = 1e-4 * waveforms[:1], 1e3 * waveforms[1:]
+        torch.testing.assert_close(layer(torch.cat([quiet, loud]))[:1], layer(quiet), atol=1e-4, rtol=0)
+
+    def test_int16_is_the_same_as_float(self, layer, waveforms):
+        int16 = (waveforms * 32768).round().clamp(-32768, 32767).to(torch.int16)
+        torch.testing.assert_close(layer(int16), layer(int16.double() / 32768), atol=0, rtol=0)
+
+    def test_autocast_and_a_bfloat16_model_leave_it_in_float32(self, layer, waveforms):
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(layer(waveforms), layer(waveforms.double()), atol=0, rtol=0)
+            assert layer(waveforms).dtype == torch.float32
+
+    def test_nan_passes_through_to_its_own_clip_only(self, layer, waveforms):
+        damaged = waveforms.clone()
+        damaged[2, 9600] = torch.nan
+        assert layer(damaged).isnan().flatten(1).any(1).tolist() == [False, False, True, False, False, False]
+
+    def test_tables_are_no_part_of_the_weights_and_move_with_the_layer(self, layer):
+        assert layer.state_dict() == {}
+        assert {buffer.device.type for buffer in type(layer)().to("meta").buffers()} == {"meta"}
+
+    def test_a_click_stands_at_its_time(self, layer):
+        click = torch.zeros(1, 48000)
+        click[0, 24000] = 1  # at 1.5 s
+        spec = layer(click)[0]
+        spec = spec if isinstance(layer, KaldiFbank) else spec.T  # (frames, bins)
+        brightest = (spec - spec[0]).abs().sum(1).argmax().item()
+        assert layer.frame_times(len(spec))[brightest] == pytest.approx(1.5, abs=0.011)
+
+
+@pytest.mark.parametrize("layer", [LogMel(), KaldiFbank(normalize=False)], ids=lambda layer: type(layer).__name__)
+@pytest.mark.parametrize("hertz", [440, 1500, 6000])
+def test_a_tone_stands_at_its_frequency(layer, hertz):
+    spec = layer(torch.sin(2 * torch.pi * hertz * _seconds(16000))[None])[0]
+    brightest = spec.mean(0 if isinstance(layer, KaldiFbank) else 1).argmax().item()
+    assert layer.frequencies()[brightest] == pytest.approx(hertz, rel=0.05)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_kaldi_fbank_on_cuda_equals_the_ast_feature_extractor(real_waveforms):
+    ours = KaldiFbank(max_length=498).to("cuda")(real_waveforms.to("cuda")).cpu()
+    torch.testing.assert_close(ours, _extract_ast(real_waveforms, 498), atol=1e-3, rtol=0)
+
+
+# --- Augmentations ---
+
+BANK = torch.randn(50_000, generator=torch.Generator().manual_seed(1))
+OF_WAVEFORMS = [
+    TimeShift(0.5, 16000), TimeShift(0.5, 16000, wrap=False), Gain(6), AddNoise(p=1), AddNoise(BANK, p=1)
+]
+NAMES = ["shift", "shift to silence", "gain", "white noise", "noise bank"]
+
+
+@pytest.mark.parametrize("layer", OF_WAVEFORMS, ids=NAMES)
+def test_augmentations_of_waveforms_act_in_training_only(layer, waveforms):
+    assert layer.eval()(waveforms) is waveforms
+    torch.manual_seed(0)
+    augmented = layer.train()(waveforms)
+    assert augmented.dtype == torch.float32 and augmented.shape == waveforms.shape
+    assert ((augmented - waveforms).abs().amax(1) > 1e-3).all()
+    int16 = (waveforms * 32767).to(torch.int16)
+    assert layer(int16).dtype == torch.float32 and layer(int16).abs().max() < 3
+
+
+@pytest.mark.parametrize("layer", OF_WAVEFORMS, ids=NAMES)
+def test_every_clip_has_its_own_parameters_and_the_seed_gives_them_again(layer, waveforms):
+    same = waveforms[:1].repeat(8, 1)
+    torch.manual_seed(0)
+    first = layer.train()(same)
+    assert len(first.unique(dim=0)) == 8
+    torch.manual_seed(0)
+    assert torch.equal(layer(same), first)
+
+
+def test_time_shift_turns_the_samples_round_and_no_further_than_it_may():
+    counted = torch.arange(1.0, 1001).repeat(4000, 1)
+    torch.manual_seed(0)
+    shifted = TimeShift(0.05, 2000)(counted)  # up to 100 samples
+    shifts = 1 - shifted[:, 0].long()  # what stands first came from -shift
+    shifts = torch.where(shifts < -500, shifts + 1000, shifts)
+    assert shifts.min() == -100 and shifts.max() == 100
+    for row, shift in zip(shifted[:200], shifts[:200], strict=True):
+        assert torch.equal(row, counted[0].roll(int(shift)))
+
+
+def test_time_shift_without_wrap_lets_silence_in():
+    counted = torch.arange(1.0, 1001).repeat(50, 1)
+    for row in TimeShift(0.05, 2000, wrap=False)(counted):
+        heard = row[row > 0]
+        assert torch.equal(heard, torch.arange(heard[0], heard[-1] + 1)) and len(heard) >= 900
+        assert heard[0] == 1 or heard[-1] == 1000
+
+
+def test_time_shift_by_more_than_the_clip():
+    counted = torch.arange(1.0, 11).repeat(20, 1)
+    assert torch.equal(TimeShift(1, 16000)(counted).sort(1).values, counted)
+
+
+def test_gain_stays_within_its_bounds(waveforms):
+    same = waveforms[:1].repeat(2000, 1)[:, :100]
+    torch.manual_seed(0)
+    db = 20 * (Gain(6)(same)[:, 50] / same[:, 50]).log10()
+    assert -6 <= db.min() < -5.9 and 5.9 < db.max() <= 6 and db.mean().abs() < 0.3
+
+
+@pytest.mark.parametrize("noise", [None, BANK, BANK[:700], (BANK * 3000).to(torch.int16), BANK.numpy()])
+def test_noise_has_the_ratio_it_was_asked_for(waveforms, noise):
+    added = AddNoise(noise, snr_db=(10, 10), p=1)(waveforms) - waveforms
+    snr = 10 * (waveforms.square().mean(1) / added.square().mean(1)).log10()
+    torch.testing.assert_close(snr, torch.full((6,), 10.0), atol=0.01, rtol=0)
+
+
+def test_noise_comes_to_a_share_p_of_clips_at_ratios_between_low_and_high(waveforms):
+    same = waveforms[:1].repeat(1000, 1)[:, :2000]
+    torch.manual_seed(0)
+    added = AddNoise(BANK, snr_db=(0, 20), p=0.3)(same) - same
+    noisy = added.abs().amax(1) > 0
+    assert 0.25 < noisy.float().mean() < 0.35
+    snr = 10 * (same[0].square().mean() / added[noisy].square().mean(1)).log10()
+    assert -0.1 < snr.min() < 1 and 19 < snr.max() < 20.1 and 9 < snr.mean() < 11
+
+
+def test_noise_leaves_silence_silent_and_refuses_a_bank_of_clips():
+    assert AddNoise(p=1)(torch.zeros(2, 1000)).abs().max() == 0
+    assert AddNoise(torch.zeros(5000), p=1)(torch.ones(2, 1000)).unique().tolist() == [1]
+    with pytest.raises(ValueError, match=r"shape \(3, 100\); give one row of samples"):
+        AddNoise(torch.zeros(3, 100))
+
+
+def test_spec_augment_covers_bands_and_stretches_of_at_most_the_width():
+    specs = torch.rand(400, 40, 100) + 1
+    torch.manual_seed(0)
+    covered = SpecAugment(1, 8, 1, 20, value=0.0)(specs) == 0
+    bands, stretches = covered.all(2), covered.all(1)  # (clips, mels), (clips, frames)
+    assert torch.equal(covered, bands[:, :, None] | stretches[:, None, :])
+    for masks, width in ((bands, 8), (stretches, 20)):
+        assert masks.sum(1).min() == 0 and masks.sum(1).max() == width
+        assert (masks.int().diff(dim=1).abs().sum(1) <= 2).all()  # one piece
+        assert masks.any(0).all()  # anywhere
+        assert len(masks.unique(dim=0)) > 100  # each clip its own
+    assert torch.equal(SpecAugment(1, 8, 1, 20, value=0.0).eval()(specs), specs)
+
+
+def test_spec_augment_fills_with_the_clips_mean():
+    specs = torch.arange(1.0, 4)[:, None, None] * (torch.rand(3, 40, 100) + 1)
+    torch.manual_seed(0)
+    augmented = SpecAugment(2, 8, 2, 20)(specs)
+    changed = augmented != specs
+    assert changed.flatten(1).any(1).all()
+    torch.testing.assert_close(augmented, torch.where(changed, specs.mean((1, 2), keepdim=True), specs))
+    with pytest.raises(ValueError, match="'median'; give a number or \"mean\""):
+        SpecAugment(value="median")
+
+
+def test_mixup_mixes_inputs_and_targets_alike():
+    inputs, targets = torch.eye(64), torch.eye(64)
+    torch.manual_seed(0)
+    mixed, mixed_targets = mixup(inputs[:, :, None], targets, alpha=0.4)
+    torch.testing.assert_close(mixed[:, :, 0], mixed_targets)
+    torch.testing.assert_close(mixed_targets.sum(1), torch.ones(64))
+    assert ((mixed_targets > 0).sum(1) <= 2).all()
+    partners = mixed_targets - torch.diag(mixed_targets.diag())
+    assert ((partners > 0).sum(0) <= 1).all()  # nobody is the partner of two
+    assert len(mixed_targets.diag().unique()) > 50  # each clip its own share
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
+def test_mixup_draws_shares_from_a_beta_distribution(alpha):
+    from scipy import stats
+
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.eye(2).repeat(10_000, 1)
+    shares = mixup(targets, targets, alpha, generator)[1]
+    # A clip paired with its own class keeps all of it; the others show their share.
+    shares = shares[(shares > 0).all(1)].flatten()[::2].double()
+    assert stats.kstest(shares, stats.beta(alpha, alpha).cdf).pvalue > 0.01
+
+
+def test_mixup_repeats_with_its_generator_and_leaves_the_global_numbers_alone():
+    inputs, targets = torch.randn(16, 500), torch.eye(16)
+    torch.manual_seed(5)
+    untouched = torch.rand(3)
+    torch.manual_seed(5)
+    first, again = (mixup(inputs, targets, 0.3, torch.Generator().manual_seed(3))[0] for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(torch.rand(3), untouched)
+
+
+def test_mixup_takes_int16_and_survives_a_tiny_alpha():
+    mixed, targets = mixup(torch.full((8, 10), 16384, dtype=torch.int16), torch.eye(8), alpha=1e-3)
+    torch.testing.assert_close(mixed, torch.full((8, 10), 0.5))
+    assert targets.isfinite().all()
+
+
+def test_mixup_refuses_class_numbers_and_alpha_zero():
+    with pytest.raises(ValueError, match="make them one-hot"):
+        mixup(torch.zeros(4, 10), torch.tensor([0, 1, 2, 1]), 0.3)
+    with pytest.raises(ValueError, match="alpha 0; give alpha > 0, or leave mixup out"):
+        mixup(torch.zeros(4, 10), torch.eye(4), 0)

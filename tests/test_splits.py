@@ -1,0 +1,207 @@
+"""Folds, grouped splits, and an audit that must find every leak that is put in."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+from shared_utils.splits import LeakError, audit, split_by_fold, stratified_group_split
+
+
+@pytest.fixture
+def clips() -> pd.DataFrame:
+    """Two classes x five folds x 3 clips; clips 0 and 1 of each cell come from one recording."""
+    rows = []
+    for class_name in ("dog", "rain"):
+        for fold in range(1, 6):
+            for take in range(3):
+                rows.append((class_name, fold, f"{class_name}-{fold}-{take // 2}"))
+    clips = pd.DataFrame(rows, columns=["class_name", "fold", "source"])
+    clips["path"] = [f"/{k}.wav" for k in range(len(clips))]
+    return clips
+
+
+def noise(n: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(-99, 99, (n, 50)).astype(np.int16)
+
+
+def test_split_by_fold_takes_the_next_fold_for_validation(clips):
+    train, val, test = split_by_fold(clips, test_fold=2)
+    assert set(clips["fold"][train]) == {1, 4, 5} and set(clips["fold"][val]) == {3} and set(clips["fold"][test]) == {2}
+    assert sorted(np.concatenate([train, val, test])) == list(range(30))
+    assert set(clips["fold"][split_by_fold(clips, 5)[1]]) == {1}
+    assert set(clips["fold"][split_by_fold(clips, 5, val_fold=2)[1]]) == {2}
+
+
+def test_split_by_fold_refuses_what_does_not_exist(clips):
+    with pytest.raises(ValueError, match="test_fold=6 does not exist; the folds are 1, 2, 3, 4, 5"):
+        split_by_fold(clips, 6)
+    with pytest.raises(ValueError, match="val_fold=0 does not exist"):
+        split_by_fold(clips, 1, val_fold=0)
+    with pytest.raises(ValueError, match="both 1"):
+        split_by_fold(clips, 1, val_fold=1)
+    with pytest.raises(ValueError, match="three folds"):
+        split_by_fold(clips[clips["fold"] < 3], 1)
+
+
+def test_stratified_group_split_keeps_groups_whole_and_shares_close():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(300), rng.integers(1, 9, 300))  # recordings of 1 to 8 clips
+    labels = (np.arange(300) % 10)[groups]
+    sides = stratified_group_split(labels, groups, (0.7, 0.15, 0.15), seed=3)
+    assert pd.Series(sides).groupby(groups).nunique().max() == 1
+    shares = pd.crosstab(labels, sides, normalize="index")[["train", "val", "test"]]
+    assert np.abs(shares - [0.7, 0.15, 0.15]).to_numpy().max() < 0.03  # of about 130 clips a class
+    np.testing.assert_array_equal(sides, stratified_group_split(labels, groups, (0.7, 0.15, 0.15), seed=3))
+    assert (sides != stratified_group_split(labels, groups, (0.7, 0.15, 0.15), seed=4)).any()
+
+
+def test_stratified_group_split_of_speakers_who_say_every_word():
+    labels, groups = np.tile(np.arange(5), 40), np.repeat(np.arange(40), 5)
+    sides = stratified_group_split(labels, groups, (0.5, 0.25, 0.25))
+    assert pd.crosstab(labels, sides).to_numpy().tolist() == [[10, 20, 10]] * 5
+    assert pd.Series(sides).groupby(groups).nunique().max() == 1
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (20, 1, 1), (5, 5, 5, 5), (1, 1, 30)])
+def test_every_class_is_on_every_side_even_with_few_sources(sizes):
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    for seed in range(5):
+        assert set(stratified_group_split(np.zeros(len(groups)), groups, seed=seed)) == {"train", "val", "test"}
+
+
+def test_a_share_of_zero_leaves_its_side_empty():
+    sides = stratified_group_split(["a"] * 10, np.arange(10), (0.8, 0, 0.2))
+    assert (sides == "train").sum() == 8 and (sides == "test").sum() == 2
+
+
+def test_stratified_group_split_refuses_the_impossible():
+    with pytest.raises(ValueError, match=r"at least 3 sources.*too few in: rain \(2\)"):
+        stratified_group_split(["dog"] * 3 + ["rain"] * 4, [1, 2, 3, 4, 4, 5, 5])
+    with pytest.raises(ValueError, match="add up to 1"):
+        stratified_group_split([0] * 9, range(9), (0.7, 0.2, 0.2))
+
+
+def test_audit_counts_and_says_its_verdict(clips):
+    counts = audit(clips, noise(30))
+    assert counts.loc["dog"].tolist() == [3] * 5 and counts.columns.tolist() == [1, 2, 3, 4, 5]
+    assert counts.attrs["verdict"].startswith("No leak: 30 clips from 20 sources on 5 sides (fold)")
+    counts = audit(clips, noise(30), sides=split_by_fold(clips, 1))
+    assert counts.columns.tolist() == ["train", "val", "test"] and counts.loc["rain"].tolist() == [9, 3, 3]
+    sides = np.where(clips["fold"] == 1, "test", "train")
+    assert audit(clips, noise(30), sides=sides).loc["rain"].tolist() == [12, 3]
+    assert audit(clips.assign(split=sides), noise(30)).columns.tolist() == ["train", "test"]
+
+
+def test_audit_finds_a_source_on_two_sides(clips):
+    clips.loc[[2, 20], "source"] = "the same recording"
+    with pytest.raises(LeakError, match="1 sources, and 0 pieces.*2 clips") as caught:
+        audit(clips, noise(30))
+    rows = caught.value.rows
+    assert rows["path"].tolist() == ["/2.wav", "/20.wav"] and rows["side"].tolist() == [1, 2]
+    assert rows["reason"].tolist() == ["same source"] * 2 and "20.wav" in str(caught.value)
+    audit(clips, noise(30), sides=np.where(clips["fold"] < 3, "train", "test"))  # both in training: no leak
+
+
+def test_audit_finds_identical_audio_on_two_sides_but_not_silence(clips):
+    waveforms = noise(30)
+    waveforms[[4, 25]] = 0  # silent in folds 2 and 4
+    audit(clips, waveforms)
+    waveforms[[0, 1, 29]] = waveforms[7]  # folds 1, 1, 5 and 3
+    with pytest.raises(LeakError) as caught:
+        audit(clips, waveforms)
+    assert caught.value.rows["path"].tolist() == ["/0.wav", "/1.wav", "/7.wav", "/29.wav"]
+    assert set(caught.value.rows["reason"]) == {"identical audio"}
+    waveforms[7] = waveforms[29] = 1
+    waveforms[29, 3] = 2  # 0 and 1 are still equal, but on one side
+    audit(clips, waveforms)
+
+
+def test_audit_takes_sources_that_are_numbers(clips):
+    clips["source"] = range(30)
+    clips.loc[29, "source"] = 0
+    waveforms = noise(30)
+    waveforms[20] = waveforms[2]
+    with pytest.raises(LeakError, match="1 sources, and 1 pieces") as caught:
+        audit(clips, waveforms)
+    assert sorted(caught.value.rows["reason"]) == ["identical audio"] * 2 + ["same source"] * 2
+
+
+def test_audit_without_waveforms_compares_files(clips, tmp_path):
+    for k, waveform in enumerate(noise(30)):
+        clips.loc[k, "path"] = str(tmp_path / f"{k}.wav")
+        soundfile.write(clips["path"][k], waveform, 16000)
+    for k in (3, 28):
+        soundfile.write(clips["path"][k], np.zeros(99, dtype=np.int16), 16000)
+    audit(clips)
+    soundfile.write(clips["path"][10], noise(30)[0], 16000)
+    with pytest.raises(LeakError) as caught:
+        audit(clips)
+    assert caught.value.rows["path"].tolist() == [clips["path"][0], clips["path"][10]]
+
+
+def test_audit_finds_a_row_on_two_sides(clips):
+    train, val, test = split_by_fold(clips, 1)
+    with pytest.raises(LeakError, match="same source and identical audio") as caught:
+        audit(clips, noise(30), sides=(np.append(train, test[0]), val, test))
+    assert caught.value.rows["side"].tolist() == ["train", "test", "test"]
+
+
+def test_audit_refuses_what_does_not_fit(clips):
+    with pytest.raises(ValueError, match="29 waveforms do not belong to 30 clips"):
+        audit(clips, noise(29))
+    with pytest.raises(ValueError, match="no column 'split'"):
+        audit(clips, noise(30), by="split")
+    with pytest.raises(ValueError, match="columns 'source' and 'class_name'"):
+        audit(clips.drop(columns="source"), noise(30))
+    with pytest.raises(ValueError, match="2 sides do not belong to 30 clips"):
+        audit(clips, noise(30), sides=["train", "test"])
+
+
+def test_audit_finds_the_recordings_that_esc50_and_urbansound8k_share(real_data):
+    esc = pd.read_csv(real_data / "ESC-50-master" / "meta" / "esc50.csv")
+    urban = pd.read_csv(real_data / "UrbanSound8K" / "metadata" / "UrbanSound8K.csv")
+    folders = real_data / "ESC-50-master" / "audio", real_data / "UrbanSound8K" / "audio"
+    clips = pd.DataFrame(
+        {
+            "path": [str(folders[0] / name) for name in esc["filename"]]
+            + [str(folders[1] / f"fold{fold}" / name) for fold, name in urban[["fold", "slice_file_name"]].to_numpy()],
+            "class_name": [*esc["category"], *urban["class"]],
+            "source": [*esc["src_file"].astype(str), *urban["fsID"].astype(str)],
+            "split": ["test"] * len(esc) + ["train"] * len(urban),
+        }
+    )
+    shared = set(esc["src_file"]) & set(urban["fsID"])
+    assert shared
+    with pytest.raises(LeakError) as caught:
+        audit(clips)
+    assert set(caught.value.rows["source"].astype(int)) == shared
+
+
+def test_audit_finds_the_flagged_duplicates_of_speech_commands(real_data):
+    folder = real_data / "speech_commands_test_set_v0.02"
+    clips = pd.read_csv(folder / "meta" / "speaker_folds.csv", dtype={"speaker": str})
+    clips["path"] = [str(folder / name) for name in clips["file"]]
+    clips["class_name"], clips["source"] = clips["label"], clips["file"]
+    flagged = clips["duplicate_of_earlier"] == 1
+    with pytest.raises(LeakError, match="119 pieces of identical audio") as caught:
+        audit(clips, sides=np.where(flagged, "test", "train"))
+    rows = caught.value.rows
+    assert set(rows["reason"]) == {"identical audio"}
+    assert set(rows["file"][rows["side"] == "test"]) == set(clips["file"][flagged]) and flagged.sum() == 121
+
+
+def test_the_folds_of_the_real_sets_have_no_leak(real_data):
+    folder = real_data / "ESC-50-master"
+    clips = pd.read_csv(folder / "meta" / "esc50.csv")
+    clips["path"] = [str(folder / "audio" / name) for name in clips["filename"]]
+    clips["class_name"], clips["source"] = clips["category"], clips["src_file"].astype(str)
+    counts = audit(clips)
+    assert counts.to_numpy().tolist() == [[8] * 5] * 10
+    assert counts.attrs["verdict"].startswith("No leak: 400 clips from 304 sources on 5 sides (fold)")
+
+    folder = real_data / "speech_commands_test_set_v0.02"
+    clips = pd.read_csv(folder / "meta" / "speaker_folds.csv", dtype={"speaker": str})
+    clips["path"] = [str(folder / name) for name in clips["file"]]
+    clips["class_name"], clips["source"] = clips["label"], clips["speaker"].fillna(clips["file"])
+    assert audit(clips).to_numpy().sum() == 4890

@@ -1,0 +1,285 @@
+"""The training loop: exact to repeat, to interrupt and to resume; learning rates as PyTorch's own schedulers give them."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from shared_utils.datasets import ArrayDataset
+from shared_utils.device import seed_everything
+from shared_utils.training import (
+    count_parameters,
+    cross_validate,
+    evaluate,
+    fit,
+    learning_rate,
+    make_optimizer,
+)
+
+
+class Net(nn.Module):
+    """A model with everything that could go wrong in a resume: BatchNorm counters, dropout, a vector parameter."""
+
+    def __init__(self, n_classes=3):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2))
+        self.head = nn.Linear(16, n_classes)
+
+    def forward(self, inputs):
+        return self.head(self.layers(inputs))
+
+
+class Jitter(nn.Module):
+    """An augmentation that notes how often it ran, and in which mode the model's own modules were."""
+
+    calls = 0
+
+    def forward(self, inputs):
+        Jitter.calls += 1
+        return inputs + 0.1 * torch.randn_like(inputs)
+
+
+@pytest.fixture
+def data():
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(66) % 3
+    inputs = torch.randn(66, 6, generator=generator) + 1.5 * F.one_hot(targets, 6)
+    return inputs, targets
+
+
+@pytest.fixture
+def sets(data):
+    inputs, targets = data
+    return ArrayDataset(inputs[:45], targets[:45]), ArrayDataset(inputs[45:], targets[45:])
+
+
+RECIPE = {"batch_size": 8, "lr": 0.01, "mixup_alpha": 0.4, "ema_decay": 0.9, "label_smoothing": 0.1, "device": "cpu"}
+
+
+def train(sets, epochs=6, seed=0, **changes):
+    seed_everything(seed)
+    model = Net()
+    history = fit(model, *sets, **(RECIPE | {"epochs": epochs, "augment": Jitter(), "progress": False} | changes))
+    return model, history
+
+
+def weights(model):
+    return torch.cat([tensor.flatten().double() for tensor in model.state_dict().values()])
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine", "onecycle"])
+def test_learning_rate_equals_pytorch_schedulers(schedule):
+    n_steps, steps_per_epoch = 120, 4
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = {
+        "step": lambda: torch.optim.lr_scheduler.StepLR(optimizer, 10 * steps_per_epoch, 0.1),
+        "cosine": lambda: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps),
+        "onecycle": lambda: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, n_steps, cycle_momentum=False),
+    }[schedule]()
+    theirs = []
+    for _ in range(n_steps):
+        theirs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if len(theirs) < n_steps:
+            scheduler.step()
+    ours = [learning_rate(schedule, step, n_steps, 0.1, steps_per_epoch=steps_per_epoch) for step in range(n_steps)]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_warmup_rises_to_the_full_rate_and_unknown_names_are_refused():
+    rates = [learning_rate("none", step, 100, 0.2, warmup=0.1) for step in range(100)]
+    assert rates[0] == pytest.approx(0.02) and rates[9] == pytest.approx(0.2) and set(rates[10:]) == {0.2}
+    with pytest.raises(ValueError, match="'linear' is unknown; choose one of none, step, cosine, onecycle"):
+        learning_rate("linear", 0, 10, 0.1)
+    with pytest.raises(ValueError, match="'lion' is unknown; choose one of adam, adamw, sgd"):
+        make_optimizer(Net(), "lion", 0.1, 0.0)
+
+
+def test_vectors_are_not_decayed():
+    decayed, spared = make_optimizer(Net(), "adamw", 0.1, 0.05).param_groups
+    assert decayed["weight_decay"] == 0.05 and sum(p.numel() for p in decayed["params"]) == 6 * 16 + 16 * 3
+    assert spared["weight_decay"] == 0 and sum(p.numel() for p in spared["params"]) == 16 + 32 + 3
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(sets):
+    first, first_history = train(sets)
+    again, again_history = train(sets)
+    other, _ = train(sets, seed=1)
+    assert torch.equal(weights(first), weights(again))
+    pd.testing.assert_frame_equal(first_history.drop(columns="seconds"), again_history.drop(columns="seconds"))
+    assert not torch.equal(weights(first), weights(other))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_a_resumed_run_ends_with_the_same_weights(sets, tmp_path, optimizer):
+    whole, whole_history = train(sets, optimizer=optimizer)
+
+    class Interrupted(ArrayDataset):
+        left = 6 * 3 + 2  # the third step of the fourth epoch is never reached
+
+        def __getitems__(self, indices):
+            if len(indices) == 8 or len(indices) == 5:
+                Interrupted.left -= 1
+            if Interrupted.left < 0:
+                raise KeyboardInterrupt
+            return super().__getitems__(indices)
+
+    train_set, val_set = sets
+    seed_everything(0)
+    stopped = Net()
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    arguments = RECIPE | {"epochs": 6, "optimizer": optimizer, "augment": Jitter(), "progress": False}
+    inputs, targets = train_set.__getitems__(range(45))
+    history = fit(stopped, Interrupted(inputs, targets), val_set, checkpoint=checkpoint, **arguments)
+    assert history.attrs["interrupted"] and len(history) == 3
+    assert evaluate(stopped, val_set, device="cpu")["accuracy"] == history["val_accuracy"].max()  # usable as it is
+
+    seed_everything(99)  # neither the seed nor the fresh weights matter: the checkpoint holds both
+    resumed = Net()
+    resumed_history = fit(resumed, train_set, val_set, resume_from=checkpoint, **arguments)
+    assert torch.equal(weights(resumed), weights(whole))
+    pd.testing.assert_frame_equal(resumed_history.drop(columns="seconds"), whole_history.drop(columns="seconds"))
+
+
+def test_a_checkpoint_of_other_settings_or_a_damaged_one_is_refused(sets, tmp_path):
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    train(sets, epochs=2, checkpoint=checkpoint)
+    with pytest.raises(ValueError, match=r"other settings: epochs \(was 2, is 3\); resume with the same ones"):
+        train(sets, epochs=3, resume_from=checkpoint)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:500])
+    with pytest.raises(ValueError, match="is no checkpoint of fit"):
+        train(sets, epochs=2, resume_from=checkpoint)
+    with pytest.raises(FileNotFoundError, match="leave resume_from out"):
+        train(sets, epochs=2, resume_from=tmp_path / "nothing.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]  # no temporary file is left
+
+
+def test_the_model_ends_with_a_copy_of_its_best_weights(sets):
+    model, history = train(sets, epochs=15, lr=0.3, schedule="none", ema_decay=None)  # a rate that makes it wander
+    best = history.loc[history["epoch"] == history.attrs["best_epoch"]].iloc[0]
+    result = evaluate(model, sets[1], device="cpu")
+    assert best["val_accuracy"] == history["val_accuracy"].max() > history["val_accuracy"].min()
+    assert result["accuracy"] == best["val_accuracy"] and result["loss"] == pytest.approx(best["val_loss"], rel=1e-5)
+
+
+def test_the_average_is_the_exponential_moving_average_of_the_weights(sets):
+    seed_everything(0)
+    model = nn.Linear(6, 3)
+    twin = nn.Linear(6, 3)
+    twin.load_state_dict(model.state_dict())
+    seed_everything(1)
+    fit(model, sets[0], epochs=2, batch_size=45, optimizer="sgd", lr=0.1, weight_decay=0, schedule="none", warmup=0,
+        max_grad_norm=None, ema_decay=0.5, device="cpu", precision="float32", progress=False)  # fmt: skip
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    average = twin.weight.detach().clone()
+    inputs, targets = sets[0].__getitems__(range(45))
+    for step in range(2):
+        F.cross_entropy(twin(inputs), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        average = average.lerp(twin.weight.detach(), 1 - min(0.5, (1 + step) / (10 + step)))
+    torch.testing.assert_close(model.weight.detach(), average)
+
+
+def test_augmentation_runs_once_a_training_step_and_never_in_evaluation(sets):
+    Jitter.calls = 0
+    model, _ = train(sets, epochs=3)
+    assert Jitter.calls == 3 * math.ceil(45 / 8)
+    evaluate(model, sets[1], device="cpu")
+    assert Jitter.calls == 3 * math.ceil(45 / 8)
+
+
+def test_a_last_batch_of_one_clip_joins_the_batch_before(data):
+    inputs, targets = data
+    sizes = []
+
+    class Watched(ArrayDataset):
+        def __getitems__(self, indices):
+            sizes.append(len(indices))
+            return super().__getitems__(indices)
+
+    fit(Net(), Watched(inputs[:33], targets[:33]), epochs=1, batch_size=16, device="cpu", progress=False)
+    assert sizes == [16, 17]
+
+
+def test_a_loss_that_is_no_number_stops_with_epoch_step_and_rate(sets, data):
+    inputs, targets = data
+    broken = inputs.clone()
+    broken[7, 0] = math.nan
+    seed_everything(0)
+    with pytest.raises(FloatingPointError, match=r"nan at epoch 1, step [1-6] of 6, learning rate \S+: lower lr"):
+        fit(Net(), ArrayDataset(broken[:45], targets[:45]), epochs=2, batch_size=8, device="cpu", progress=False)
+
+
+def test_early_stopping_and_rare_validation(sets):
+    _, history = train(sets, epochs=40, patience=3, lr=1e-7)
+    assert len(history) < 40 and len(history) == history.attrs["best_epoch"] + 3
+    _, history = train(sets, epochs=7, evaluate_every=3)
+    assert history["val_accuracy"].notna().tolist() == [False, False, True, False, False, True, True]
+
+
+def test_evaluate_averages_probabilities_over_views_and_leaves_the_mode_alone(sets):
+    model, _ = train(sets, epochs=2)
+    model.train()
+    views = [lambda inputs: inputs, lambda inputs: inputs.flip(1)]
+    result = evaluate(model, sets[1], views=views, batch_size=4, device="cpu", precision="float32")
+    assert model.training
+    model.eval()
+    inputs, targets = sets[1].__getitems__(range(21))
+    expected = (model(inputs).softmax(1) + model(inputs.flip(1)).softmax(1)).detach() / 2
+    np.testing.assert_allclose(result["probabilities"], expected, atol=1e-6)
+    assert result["accuracy"] == pytest.approx((expected.argmax(1) == targets).float().mean().item())
+    assert result["loss"] == pytest.approx(F.nll_loss(expected.log(), targets).item(), rel=1e-5)
+
+
+def test_too_little_data_is_one_clear_sentence(data):
+    inputs, targets = data
+    with pytest.raises(ValueError, match="Nothing to train: 1 clips"):
+        fit(Net(), ArrayDataset(inputs[:1], targets[:1]), epochs=1, progress=False)
+    with pytest.raises(ValueError, match="the data set is empty"):
+        evaluate(Net(), ArrayDataset(inputs[:0], targets[:0]), device="cpu")
+    frozen = Net().requires_grad_(False)
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        fit(frozen, ArrayDataset(inputs, targets), epochs=1, progress=False)
+
+
+def test_cross_validation_keeps_the_folds_apart_and_runs_independent(data):
+    inputs, targets = data
+    folds = torch.arange(66) // 3 % 5 + 1
+    marked = inputs.clone()
+    marked[:, 5] = folds  # a column that tells which fold a clip comes from
+    clips = pd.DataFrame({"fold": folds.numpy(), "label": targets.numpy(), "source": np.arange(66).astype(str)})
+    seen = []
+
+    class Spy(Net):
+        def forward(self, inputs):
+            if self.training:
+                seen.append(set(inputs[:, 5].int().tolist()))
+            return super().forward(inputs)
+
+    arguments = {"epochs": 2, "batch_size": 16, "lr": 0.01, "device": "cpu", "progress": False}
+    result = cross_validate(Spy, ArrayDataset(marked, targets), clips, folds=[2, 5], seeds=[0, 1], **arguments)
+    table = result["folds"]
+    assert table[["seed", "fold", "val_fold"]].values.tolist() == [[0, 2, 3], [0, 5, 1], [1, 2, 3], [1, 5, 1]]
+    assert table["n_test"].tolist() == [(folds == 2).sum(), (folds == 5).sum()] * 2
+    half = len(seen) // 4
+    assert set.union(*seen[:half]) == {1, 4, 5} and set.union(*seen[half : 2 * half]) == {2, 3, 4}
+    predictions = result["predictions"]
+    assert (clips["fold"].to_numpy()[predictions["clip"]] == predictions["fold"]).all()
+    assert (predictions["target"] == clips["label"].to_numpy()[predictions["clip"]]).all()
+    means = predictions.groupby(["seed", "fold"])["correct"].mean().to_numpy()
+    np.testing.assert_allclose(means, table["test_accuracy"])
+    assert (table["best_test_accuracy"] >= table["test_accuracy"]).all()
+
+    alone = cross_validate(Spy, ArrayDataset(marked, targets), clips, folds=[5], seeds=[1], **arguments)
+    pd.testing.assert_frame_equal(alone["folds"], table.iloc[3:].reset_index(drop=True))
+
+
+def test_parameters_are_counted():
+    model = Net()
+    model.head.requires_grad_(False)
+    assert count_parameters(model) == (6 * 16 + 16 + 32 + 16 * 3 + 3, 6 * 16 + 16 + 32)
