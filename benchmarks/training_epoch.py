@@ -1,9 +1,9 @@
 """One training epoch of TinyAST: this project's path against the usual one.
 
-The usual path is a Dataset whose `__getitem__` reads one recording with librosa and runs AST's feature extractor on it, a
-DataLoader with two workers, and a float32 loop. Ours decodes once before training (its cost is given apart), computes the
-spectrograms in batches, gathers each batch with one indexing operation and multiplies in bfloat16 where the processor can.
-Both feed the same spectrograms to the same model; augmentation is left out of both.
+The usual path is a Dataset whose `__getitem__` reads one recording with librosa and runs AST's feature extractor on it,
+a DataLoader with two workers, and a float32 loop. Ours decodes once before training, computes the spectrograms in
+batches (both are added to the first epoch), gathers each batch with one indexing operation and multiplies in bfloat16
+where the processor can. Both feed the same spectrograms to the same model; augmentation is left out of both.
 """
 
 import statistics

@@ -60,7 +60,13 @@ class _Figure(Figure):
             super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
-        return _render(self, "png", SCREEN_DPI)
+        from PIL import Image
+
+        picture = Image.open(io.BytesIO(_render(self, "png", SCREEN_DPI))).convert("RGB")
+        content = io.BytesIO()
+        # 256 colours look the same and take a third of the space in a notebook
+        picture.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(content, "png", optimize=True)
+        return content.getvalue()
 
 
 def _styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -208,7 +214,7 @@ def plot_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], title:
             colour = "white" if shares[row, column] > 55 else INK if count else "#b0b0b0"
             ax.text(column, row, str(count), ha="center", va="center", color=colour)
     else:
-        ax, side = fig.subplots(1, 2, width_ratios=[1.25, 1])
+        ax, side = fig.subplots(1, 2)
         _list_confusions(side, matrix, names)
     # with many classes the root of the share makes single mistakes visible
     norm = PowerNorm(1 if n_classes <= 12 else 0.5, vmin=0, vmax=100)
@@ -378,30 +384,36 @@ def plot_comparison(
 
 @_styled
 def plot_attention(
-    spec: np.ndarray, attention: np.ndarray, times: np.ndarray, frequencies: np.ndarray, title: str | None = None
+    spec: np.ndarray,
+    attention: np.ndarray,
+    times: np.ndarray,
+    frequencies: np.ndarray,
+    title: str | None = None,
+    colour_label: str = "Level (dB)",
+    what: str = "Attention",
 ) -> Figure:
     """Draw a spec (n_mels, frames) and, below it on the same axes, the attention that its parts get.
 
     `attention` (rows of patches from low to high frequency, columns of patches), or (steps,) for a model whose tokens
     are stretches of time; its cells are spread evenly over the spec and given relative to their mean: 1 is what each
-    part would get if all got the same.
+    part would get if all got the same. `what` names it when it is something else, such as the loss by occlusion.
     """
     image = _as_image(spec, times, frequencies)
     attention = np.atleast_2d(np.asarray(attention, dtype=float))
-    attention = attention / attention.mean()
+    attention = attention / (attention.mean() or 1)
     fig = _figure(title)
     top, bottom = axes = fig.subplots(2, 1, sharex=True, sharey=True)
     picture = _draw_spec(top, image, times, cmap="magma")
-    fig.colorbar(picture, ax=top, label="Level (dB)", pad=0.015)
+    fig.colorbar(picture, ax=top, label=colour_label, pad=0.015)
     _draw_spec(bottom, image, times, cmap="gray")
     heat = bottom.imshow(
         attention, origin="lower", aspect="auto", extent=bottom.images[0].get_extent(), interpolation="bilinear",
-        cmap="viridis", vmin=0, alpha=0.7,
+        cmap="viridis", alpha=0.7,
     )  # fmt: skip
-    bar = fig.colorbar(heat, ax=bottom, label="Attention (mean = 1)", pad=0.015)
+    bar = fig.colorbar(heat, ax=bottom, label=f"{what} (mean = 1)", pad=0.015)
     bar.solids.set_alpha(1)
     _tick_frequencies(top, frequencies, gap=0.1)
-    for ax, name in zip(axes, ("Spectrogram", "Attention over the spectrogram"), strict=True):
+    for ax, name in zip(axes, ("Spectrogram", f"{what} over the spectrogram"), strict=True):
         ax.set_title(name)
         ax.set_ylabel("Frequency (Hz)")
     bottom.set_xlabel("Time (s)")
@@ -456,10 +468,13 @@ class FigureBook:
 
     def save(self, name: str, fig: Figure, caption: str = "") -> Figure:
         """Write `fig` as PNG (1920 x 1080) and SVG with the data set at its foot; return it for the cell to show."""
-        if not isinstance(fig, _Figure):  # one of pyplot's own: the notebook would show it a second time
+        if isinstance(fig, _Figure):
+            fig.draw_without_rendering()
+            fig.set_layout_engine("none")  # every drawing would move the axes a little: now files and screen agree
+        else:
             import matplotlib.pyplot as plt
 
-            plt.close(fig)
+            plt.close(fig)  # the notebook would show one of pyplot's own a second time
         for text in [text for text in fig.texts if text.get_gid() == "mark"]:
             text.remove()
         if self.mark:
@@ -717,7 +732,7 @@ def _list_confusions(ax: Axes, matrix: np.ndarray, names: list[str]) -> None:
     mistakes = matrix * (1 - np.eye(len(matrix), dtype=int))
     pairs = [divmod(int(cell), len(matrix)) for cell in np.argsort(-mistakes, axis=None, kind="stable")[:15]]
     ax.axis("off")
-    ax.set_title("Most confused: true → predicted, clips")
+    ax.set_title("Most confused: true → predicted")
     for line, (true, predicted) in enumerate(pair for pair in pairs if mistakes[pair]):
         y = 0.97 - line / 15.5
         pair = f"{_shorten(names[true], 18)} → {_shorten(names[predicted], 18)}"

@@ -94,7 +94,10 @@ def save_run(
     that is no plain one, and for a model whose source uses something that cannot be copied.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
+    parent = resolve_path(folder) / notebook
     created = datetime.datetime.now().replace(microsecond=0)
+    while any(parent.glob(f"{created:%Y%m%d-%H%M%S}-*")):  # so that the newest of a quick sweep is the last one
+        created += datetime.timedelta(seconds=1)
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     record = {
         "notebook": notebook, "created": created.isoformat(sep=" "), "headline": headline, "settings": settings,
@@ -108,7 +111,6 @@ def save_run(
     if results is not None:
         files["results.json"] = _to_json(_plain("results", results))
 
-    parent = resolve_path(folder) / notebook
     parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=parent))
     try:
@@ -147,7 +149,8 @@ def load_run(path: str | os.PathLike, folder: str | os.PathLike = "models") -> R
     try:
         load_model(model, weights, strict=True)
     except Exception as error:  # safetensors has errors of its own
-        raise ValueError(f"{weights} does not fit {record['model']['class']} in model.py: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{weights} does not fit {record['model']['class']} in model.py: {reason}") from error
     model.eval()
     known = ("notebook", "created", "headline", "class_names", "settings", "preprocessing", "metrics", "data")
     return Run(folder=run, history=history, model=model, **{name: record[name] for name in known})
@@ -238,7 +241,7 @@ def _read_run(run: Path) -> tuple[dict, pd.DataFrame]:
         record = json.loads((run / name).read_text(encoding="utf-8"))
         missing = [key for key in _RECORD if key not in record]
         name = "history.csv"
-        history = pd.read_csv(run / name, float_precision="round_trip")
+        history = pd.read_csv(run / name)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{run / name} is damaged ({error}); use another run or train again.") from error
     if missing:
@@ -313,7 +316,7 @@ def _without_bytecode() -> Iterator[None]:
 
 
 def _rename(temporary: Path, parent: Path, created: datetime.datetime, digest: str) -> Path:
-    """Give a finished folder its name; a run of the same second and settings gets the next second."""
+    """Give a finished folder its name; if another process has just taken it, that of the next second."""
     while True:
         run = parent / f"{created:%Y%m%d-%H%M%S}-{digest}"
         try:
@@ -399,7 +402,9 @@ def _collect(name: str, value: object, user: str, names: dict, root: type, parts
     target = inspect.unwrap(value) if callable(value) else value
     is_own = isinstance(target, type | types.FunctionType) and target.__module__ == root.__module__
     if isinstance(value, types.ModuleType):
-        parts[name] = _Part("import", f"import {value.__name__}" + _alias(value.__name__, name))
+        package, _, own_name = value.__name__.rpartition(".")
+        line = f"from {package} import {name}" if package and own_name == name else f"import {value.__name__}"
+        parts[name] = _Part("import", line + ("" if own_name == name else f" as {name}"))
     elif _is_literal(value):
         parts[name] = _Part("constant", f"{name} = {value!r}")
     elif is_own and target.__name__ == name:

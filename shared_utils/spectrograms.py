@@ -50,7 +50,7 @@ class LogMel(nn.Module):
     def _log_mel(self, waveforms: torch.Tensor) -> torch.Tensor:
         padded = nn.functional.pad(_to_float(waveforms), (self.n_fft // 2, self.n_fft // 2), mode="reflect")
         frames = padded.unfold(1, self.n_fft, self.hop_length) * self.window  # (batch, frames, n_fft)
-        db = 10 * _filter(_power(frames, self.n_fft), self.filters, self.blocks).clamp(min=1e-10).log10()
+        db = 10 * _filter(_power(frames), self.filters, self.blocks).clamp(min=1e-10).log10()
         if self.top_db is not None:
             # One maximum a clip: a clip's values must not depend on its neighbours in the batch (AmplitudeToDB takes
             # one maximum for all of a 3-D input).
@@ -133,28 +133,29 @@ class KaldiFbank(nn.Module):
         # The window weighs a frame's first sample with 0, so it is left out, and with it Kaldi's rule for the
         # pre-emphasis of a sample that has none before it.
         window = torch.hann_window(self.frame_length, periodic=False)[1:]
-        self.register_buffer("window", window, persistent=False)
+        self.padding = self.n_fft - len(window)
+        self.register_buffer("window", nn.functional.pad(window, (0, self.padding)), persistent=False)  # (n_fft,)
 
     def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
         _check_waveforms(waveforms, shortest=self.frame_length)
         if self.max_length is not None:
             waveforms = waveforms[:, : (self.max_length - 1) * self.hop_length + self.frame_length]
         with torch.autocast(waveforms.device.type, enabled=False):
-            fbank = _in_chunks(self._fbank, waveforms)  # (batch, frames, n_mels)
-        if self.max_length is not None:
-            fbank = nn.functional.pad(fbank, (0, 0, 0, self.max_length - fbank.shape[1]))
-        return (fbank - self.mean) / (2 * self.std) if self.normalize else fbank
+            return _in_chunks(self._fbank, waveforms)
 
     def _fbank(self, waveforms: torch.Tensor) -> torch.Tensor:
         waveforms = _to_float(waveforms)
         means = waveforms.unfold(1, self.frame_length, self.hop_length).mean(-1, keepdim=True)  # (batch, frames, 1)
         emphasised = waveforms[:, 1:] - 0.97 * waveforms[:, :-1]
-        frames = emphasised.unfold(1, self.frame_length - 1, self.hop_length)  # (batch, frames, samples)
+        frames = nn.functional.pad(emphasised, (0, self.padding)).unfold(1, self.n_fft, self.hop_length)
         # Every frame's mean goes after the pre-emphasis, which leaves 1 - 0.97 of it: one pass over the waveform
         # instead of one over its overlapping frames.
-        frames = (frames - (1 - 0.97) * means) * self.window
-        energies = _filter(_power(frames, self.n_fft), self.filters, self.blocks)
-        return energies.clamp(min=torch.finfo(torch.float32).eps).log()
+        frames = (frames - (1 - 0.97) * means).mul_(self.window)  # (batch, frames, n_fft)
+        energies = _filter(_power(frames), self.filters, self.blocks)
+        fbank = energies.clamp(min=torch.finfo(torch.float32).eps).log()  # (batch, frames, n_mels)
+        if self.max_length is not None:
+            fbank = nn.functional.pad(fbank, (0, 0, 0, self.max_length - fbank.shape[1]))
+        return (fbank - self.mean) / (2 * self.std) if self.normalize else fbank
 
     def frame_times(self, n_frames: int) -> np.ndarray:
         """Return the centre of each frame in seconds (n_frames,)."""
@@ -305,19 +306,19 @@ def mixup(
     return blend(inputs), blend(targets)
 
 
-def _power(frames: torch.Tensor, n_fft: int) -> torch.Tensor:
-    """Return the power spectrum (batch, frames, n_fft // 2 + 1) of windowed frames (batch, frames, samples)."""
-    spectrum = torch.fft.rfft(frames, n_fft)
+def _power(frames: torch.Tensor) -> torch.Tensor:
+    """Return the power spectrum (batch, frames, n_fft // 2 + 1) of windowed frames (batch, frames, n_fft)."""
+    spectrum = torch.fft.rfft(frames)
     return spectrum.real.square() + spectrum.imag.square()
 
 
-def _find_blocks(filters: torch.Tensor, n_blocks: int = 4) -> list[tuple[slice, slice]]:
-    """Cut mel filters (bins, n_mels) into blocks of neighbours; return each block's (bins, mels)."""
+def _find_blocks(filters: torch.Tensor, size: int = 16) -> list[tuple[slice, slice]]:
+    """Cut mel filters (bins, n_mels) into blocks of `size` neighbours; return each block's (bins, mels)."""
     blocks = []
-    for mels in torch.arange(filters.shape[1]).tensor_split(n_blocks):
-        if len(mels):
-            bins = filters[:, mels].any(1).nonzero().flatten().tolist() or [0]
-            blocks.append((slice(bins[0], bins[-1] + 1), slice(int(mels[0]), int(mels[-1]) + 1)))
+    for first in range(0, filters.shape[1], size):
+        mels = slice(first, first + size)
+        bins = filters[:, mels].any(1).nonzero().flatten().tolist() or [0]
+        blocks.append((slice(bins[0], bins[-1] + 1), mels))
     return blocks
 
 

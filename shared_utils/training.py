@@ -168,7 +168,7 @@ def fit(
     if resume_from is not None:
         state, best_weights = _load_checkpoint(resume_from, model, averaged, optimizer_, arguments, device)
 
-    table = _EpochTable(epochs, steps_per_epoch, progress)
+    table = _EpochTable(epochs, steps_per_epoch, evaluate_every, progress)
     interrupted = False
     try:
         for epoch in range(state["epoch"] + 1, epochs + 1):
@@ -313,8 +313,8 @@ def cross_validate(
 
     Returns a dict:
         folds: DataFrame, one row a seed and fold: seed, fold, val_fold, n_test, best_epoch, val_accuracy, test_accuracy
-            (of the epoch chosen on the validation fold: the honest figure) and best_test_accuracy (of the epoch that is
-            best on the test fold, which is what many papers print; for comparison with those only).
+            (of the epoch chosen on the validation fold: the honest figure), best_test_accuracy (of the epoch that is
+            best on the test fold, which is what many papers print; for comparison with those only) and seconds.
         predictions: DataFrame, one row a seed and test clip: seed, fold, clip (row of `clips`), target, predicted,
             correct, p0, p1, ... (probability a class).
         histories: (seed, fold) -> history of `fit`. model: the first trained model. Ctrl-C ends it with the folds done.
@@ -339,6 +339,7 @@ def cross_validate(
             "seed": seed, "fold": int(fold), "val_fold": int(clips["fold"].iloc[val[0]]), "n_test": len(test),
             "best_epoch": int(history.attrs["best_epoch"]), "val_accuracy": best["val_accuracy"],
             "test_accuracy": result["accuracy"], "best_test_accuracy": history["test_accuracy"].max(),
+            "seconds": history["seconds"].sum(),
         })  # fmt: skip
         predicted = result["probabilities"].argmax(1)
         predictions.append(pd.DataFrame({
@@ -404,10 +405,11 @@ def _update_average(averaged: nn.Module, model: nn.Module, decay: float) -> None
 class _EpochTable:
     """Progress: a table of epochs that stays and one plain bar that goes; text only, so a saved notebook keeps it."""
 
-    def __init__(self, epochs: int, steps_per_epoch: int, visible: bool):
+    def __init__(self, epochs: int, steps_per_epoch: int, evaluate_every: int, visible: bool):
         self.epochs, self.steps_per_epoch, self.visible = epochs, steps_per_epoch, visible
         self.lines = [f"{'epoch':>7} {'lr':>9} {'train loss':>11} {'train acc':>10} {'val loss':>9} {'val acc':>8}"]
-        self.every = max(1, math.ceil(epochs / 20))  # twenty rows say as much as three hundred
+        # twenty rows say as much as three hundred
+        self.every = evaluate_every * math.ceil(epochs / 20 / evaluate_every)
         self.started = self.shown = time.perf_counter()
         self.handle, self.terminal = None, sys.stderr.isatty()
         if visible and "IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None:

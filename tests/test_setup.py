@@ -16,8 +16,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = [
-    "device", "audio", "spectrograms", "demo_data", "datasets", "splits", "metrics", "training", "plotting", "runs",
-    "finetuning", "dendrites", "notebooks",
+    "device", "audio", "spectrograms", "demo_data", "splits", "datasets", "metrics", "training",
+    "plotting", "runs", "finetuning", "dendrites", "notebooks",
 ]
 HEAVY = ["librosa", "sklearn", "transformers", "datasets", "peft", "matplotlib", "IPython", "papermill", "pptx"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

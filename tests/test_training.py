@@ -1,4 +1,4 @@
-"""The training loop: exact to repeat, to interrupt and to resume; learning rates as PyTorch's own schedulers give them."""
+"""The training loop: exact to repeat, to interrupt and to resume; learning rates as PyTorch's own schedulers give."""
 
 import math
 
@@ -276,7 +276,8 @@ def test_cross_validation_keeps_the_folds_apart_and_runs_independent(data):
     assert (table["best_test_accuracy"] >= table["test_accuracy"]).all()
 
     alone = cross_validate(Spy, ArrayDataset(marked, targets), clips, folds=[5], seeds=[1], **arguments)
-    pd.testing.assert_frame_equal(alone["folds"], table.iloc[3:].reset_index(drop=True))
+    expected = table.iloc[3:].reset_index(drop=True).drop(columns="seconds")
+    pd.testing.assert_frame_equal(alone["folds"].drop(columns="seconds"), expected)
 
 
 def test_parameters_are_counted():

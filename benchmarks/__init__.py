@@ -1,0 +1,34 @@
+"""This project's data path against the usual ones: same clips, same output, one process, medians; `make benchmarks`.
+
+Every module has `measure()`, which checks that both sides give the same result and returns a row a comparison: name,
+ours, theirs (in `unit`), ratio (theirs / ours: how many times faster), and its own target where it is not `TARGET`.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import pandas as pd
+
+from shared_utils.datasets import load_esc50
+from shared_utils.device import ROOT
+
+
+def load_clips() -> pd.DataFrame:
+    """Return the table of real clips if they lie beside the repository or in data/, of the demo data otherwise."""
+    real = ROOT.parent / "shared" / "data"
+    return load_esc50(real if real.is_dir() else "data")
+
+
+def time_in_turn(functions: dict[str, Callable[[], object]], n_runs: int) -> dict[str, float]:
+    """Return each function's median time in seconds over `n_runs` rounds, after one round that does not count.
+
+    They run in turn, so that another program's load or a warmer processor falls on all of them.
+    """
+    seconds = {name: [] for name in functions}
+    for _ in range(n_runs + 1):
+        for name, function in functions.items():
+            started = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(times[1:]) for name, times in seconds.items()}

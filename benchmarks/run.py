@@ -1,0 +1,81 @@
+"""Run the benchmarks, print tables, draw figures/benchmarks/*.png: `python -m benchmarks.run [front_end ...]`."""
+
+import argparse
+import importlib
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from benchmarks import load_clips
+from shared_utils.device import ROOT, resolve_path, set_threads
+
+TITLES = {
+    "front_end": "Front-end: a batch against clip by clip",
+    "decoding": "Decoding: threads into one array against a loop",
+    "training_epoch": "A training epoch: arrays and layers against files and workers",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(TITLES)}; default: all")
+    names = parser.parse_args().names or list(TITLES)
+    unknown = sorted(set(names) - set(TITLES))
+    if unknown:
+        parser.error(f"there is no benchmark {', '.join(unknown)}; choose of {', '.join(TITLES)}")
+    print(f"import of shared_utils.training: {_time_import('shared_utils.training'):.2f} s (target: under 2.5 s)\n")
+    clips = load_clips()
+    data = f"{clips.attrs['data_set']}{' (demo data)' if clips.attrs['demo'] else ''}, CPU threads: {set_threads()}"
+    for name in names:
+        module = importlib.import_module(f"benchmarks.{name}")
+        rows = [{"target": getattr(module, "TARGET", None)} | row for row in module.measure()]
+        table = pd.DataFrame(rows, columns=["name", "ours", "theirs", "unit", "ratio", "target"])
+        print(f"{TITLES[name]} ({data})\n{table.to_string(index=False, float_format='{:.2f}'.format)}")
+        print(f"-> {draw(table, TITLES[name], data, name).relative_to(ROOT)}\n", flush=True)
+
+
+def draw(table: pd.DataFrame, title: str, data: str, name: str) -> Path:
+    """Draw a bar a row of `table` as long as its ratio, with a line at the target; return the PNG's path."""
+    blue, orange = matplotlib.color_sequences["petroff10"][:2]
+    with matplotlib.rc_context({"font.size": 14, "axes.spines.top": False, "axes.spines.right": False}):
+        fig = Figure(figsize=(12.8, 7.2), layout="constrained")
+        ax = fig.subplots()
+        bars = ax.barh(table["name"].str.replace(" / ", "\nagainst "), table["ratio"], height=0.6, color=blue)
+        ax.bar_label(bars, [f"{ratio:.1f} x" for ratio in table["ratio"]], padding=10, fontsize=16)
+        rows = range(len(table))
+        low, high = ([row + side for row in rows] for side in (-0.4, 0.4))
+        ax.vlines(table["target"], low, high, color=orange, linewidth=4, label="target")
+        ax.invert_yaxis()
+        ax.margins(x=0.15)
+        ax.set_xlim(left=0)
+        ax.set_xlabel("times faster")
+        ax.set_title(f"{title}\n{data}, PyTorch {torch.__version__.partition('+')[0]}")
+        fig.legend(loc="outside lower right", frameon=False)
+        path = resolve_path(f"figures/benchmarks/{name}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{name}-{os.getpid()}.png")
+        fig.savefig(temporary, dpi=150)
+        os.replace(temporary, path)
+    return path
+
+
+def _time_import(module: str) -> float:
+    """Return the median seconds that a fresh Python needs to import `module`, after one that does not count."""
+    seconds = []
+    for _ in range(4):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", f"import {module}"], check=True, cwd=resolve_path("."))
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])
+
+
+if __name__ == "__main__":
+    main()
