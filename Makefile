@@ -31,13 +31,15 @@ benchmarks: .venv/.installed
 test: .venv/.installed
 	@.venv/bin/python -m pytest -q
 
-# The stamp is written last. A set-up that was cut short leaves .unfinished behind and starts from nothing the next time.
+# The stamp is written last. A set-up that was cut short leaves .unfinished behind and starts from nothing the next time,
+# except in a .venv that someone else has made: that is never deleted, pip goes on with it.
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || \
 		{ echo 'Python 3.11, 3.12 or 3.13 is needed, but $(PYTHON) is' "$$($(PYTHON) --version 2>&1 | tail -1)." \
 			'Name another one: make PYTHON=python3.12'; exit 1; }
-	@if test -e .venv/.unfinished; then rm -rf .venv; fi
-	@mkdir -p .venv && rm -f $@ && touch .venv/.unfinished
+	@if test -e .venv/.unfinished && test -e .venv/.made_by_make; then rm -rf .venv; fi
+	@if test ! -e .venv; then mkdir .venv && touch .venv/.made_by_make; fi
+	@rm -f $@ && touch .venv/.unfinished
 	@echo 'Setting up .venv with the pinned packages: two to three minutes, 6 GB on disk.'
 	@$(PYTHON) -m venv .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

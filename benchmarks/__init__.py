@@ -15,9 +15,12 @@ from shared_utils.device import ROOT
 
 
 def load_clips() -> pd.DataFrame:
-    """Return the table of real clips if they lie beside the repository or in data/, of the demo data otherwise."""
+    """Return the table of real clips if they lie beside the repository, of the demo data otherwise.
+
+    Both are at 16 kHz, where every path gives the same numbers; ESC-50 in data/ may be at 44.1 kHz.
+    """
     real = ROOT.parent / "shared" / "data"
-    return load_esc50(real if real.is_dir() else "data")
+    return load_esc50(real, source="real") if real.is_dir() else load_esc50(source="demo")
 
 
 def time_in_turn(functions: dict[str, Callable[[], object]], n_runs: int) -> dict[str, float]:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -38,6 +39,7 @@ def main() -> None:
         module = importlib.import_module(f"benchmarks.{name}")
         rows = [{"target": getattr(module, "TARGET", None)} | row for row in module.measure()]
         table = pd.DataFrame(rows, columns=["name", "ours", "theirs", "unit", "ratio", "target"])
+        table["met"] = np.where(table["ratio"] >= table["target"], "yes", "no")
         print(f"{TITLES[name]} ({data})\n{table.to_string(index=False, float_format='{:.2f}'.format)}")
         print(f"-> {draw(table, TITLES[name], data, name).relative_to(ROOT)}\n", flush=True)
 

@@ -6,9 +6,9 @@ batches (both are added to the first epoch), gathers each batch with one indexin
 where the processor can. Both feed the same spectrograms to the same model; augmentation is left out of both.
 """
 
-import statistics
+import ast
+import json
 import tempfile
-import time
 
 import librosa
 import numpy as np
@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from transformers import ASTFeatureExtractor
 
+from benchmarks import load_clips, time_in_turn
 from shared_utils.audio import decode
-from shared_utils.datasets import ArrayDataset, load_esc50
-from shared_utils.device import ROOT, seed_everything, set_threads
-from shared_utils.runs import load_run
+from shared_utils.datasets import ArrayDataset
+from shared_utils.device import resolve_path, seed_everything, set_threads
 from shared_utils.spectrograms import KaldiFbank
 from shared_utils.training import fit
 
@@ -31,7 +31,7 @@ class FileDataset(torch.utils.data.Dataset):
 
     def __init__(self, clips):
         self.paths, self.labels = clips["path"].tolist(), clips["label"].tolist()
-        self.extractor = ASTFeatureExtractor(num_mel_bins=64, max_length=500)
+        self.extractor = ASTFeatureExtractor(num_mel_bins=64, max_length=498)  # what 5 s have
 
     def __len__(self):
         return len(self.paths)
@@ -53,36 +53,51 @@ def train_usual(model, loader) -> None:
         optimizer.step()
 
 
+def make_model(n_frames: int, n_classes: int) -> torch.nn.Module:
+    """Make the notebook's TinyAST with its convolutional stem, with the notebook's own code."""
+    notebook = resolve_path("audio_spectrogram_transformer/audio_transformer_pipeline.ipynb")
+    cells = json.loads(notebook.read_text(encoding="utf8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    tree = ast.parse(code)
+    definitions = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef)
+    tree.body = [node for node in tree.body if isinstance(node, definitions)]
+    names = {"__name__": notebook.stem}
+    exec(compile(tree, notebook.name, "exec"), names)
+    return names["TinyAST"]("stem", 64, n_frames, n_classes, d_model=128, n_layers=3, n_heads=2, dropout=0.1)
+
+
 def measure(n_runs: int = 3) -> list[dict]:
     """Return name, ours, theirs (seconds an epoch, median), ratio and unit; ours with and without the preparation."""
     set_threads()
-    real = ROOT.parent / "shared" / "data"
-    clips = load_esc50(real if real.is_dir() else "data", source="auto")
+    clips = load_clips()
     clips = clips[clips["fold"] > 2].reset_index(drop=True)  # as many as one fold's training has
-    model = load_run("models/tiny_ast_esc10").model
-    with tempfile.TemporaryDirectory() as cache:
-        started = time.perf_counter()
-        waveforms = decode(clips, 16000, 5.0, cache_dir=cache, progress=False)
-        specs = KaldiFbank(n_mels=64, max_length=500)(torch.from_numpy(np.array(waveforms)))
-        prepared = time.perf_counter() - started
+    front_end = KaldiFbank(n_mels=64)
+
+    def prepare() -> torch.Tensor:
+        with tempfile.TemporaryDirectory() as cache:
+            return front_end(torch.from_numpy(np.array(decode(clips, 16000, 5, cache_dir=cache, progress=False))))
+
+    specs = prepare()
     dataset, usual = ArrayDataset(specs, clips["label"].to_numpy()), FileDataset(clips)
     assert torch.allclose(usual[5][0], specs[5], atol=2e-3), "both paths must see the same spectrograms"
-
-    ours, theirs = [], []
-    for _ in range(n_runs):
-        seed_everything(0)
-        started = time.perf_counter()
-        fit(model, dataset, epochs=1, batch_size=32, schedule="none", warmup=0, device="cpu", progress=False)
-        ours.append(time.perf_counter() - started)
-        loader = torch.utils.data.DataLoader(usual, batch_size=32, shuffle=True, num_workers=2)
-        started = time.perf_counter()
-        train_usual(model, loader)
-        theirs.append(time.perf_counter() - started)
-    ours, theirs = statistics.median(ours), statistics.median(theirs)
-    return [
-        {"name": f"epoch of {len(clips)} clips", "ours": ours, "theirs": theirs, "ratio": theirs / ours, "unit": "s"},
+    loader = torch.utils.data.DataLoader(usual, batch_size=32, shuffle=True, num_workers=2)
+    seed_everything(0)
+    model = make_model(specs.shape[1], clips["label"].nunique())
+    seconds = time_in_turn(
         {
-            "name": "first epoch, decoding and front-end included", "ours": ours + prepared, "theirs": theirs,
-            "ratio": theirs / (ours + prepared), "unit": "s",
+            "prepare": prepare,
+            "ours": lambda: fit(
+                model, dataset, epochs=1, schedule="none", warmup=0, device="cpu", progress=False, batch_size=32
+            ),
+            "theirs": lambda: train_usual(model, loader),
         },
-    ]  # fmt: skip
+        n_runs,
+    )
+    theirs = seconds["theirs"]
+    rows = []
+    for name, ours in (
+        (f"epoch of {len(clips)} clips", seconds["ours"]),
+        ("first epoch, decoding and front-end included", seconds["ours"] + seconds["prepare"]),
+    ):
+        rows.append({"name": name, "ours": ours, "theirs": theirs, "ratio": theirs / ours, "unit": "s"})
+    return rows

@@ -23,7 +23,7 @@ import torch
 from tqdm.std import tqdm
 
 from shared_utils.device import resolve_path
-from shared_utils.splits import SIDES, stratified_group_split
+from shared_utils.splits import SIDES, stratified_group_folds, stratified_group_split
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 _ESC50_URL = "https://github.com/karolpiczak/ESC-50/archive/refs/heads/master.zip"
@@ -64,6 +64,7 @@ def load_esc50(data_dir: str | os.PathLike = "data", subset: str | None = None, 
         clips = clips[is_esc10].reset_index(drop=True)
         if len(clips) == 0:
             raise ValueError(f"{folder / 'meta' / 'esc50.csv'} marks no clip as part of ESC-10 (column esc10).")
+    _check_classes(clips, folder / "meta" / "esc50.csv")
     clips = _add_labels(clips)
     clips.attrs = {"data_set": "ESC-10" if subset == "esc10" or is_esc10.all() else "ESC-50", "demo": False}
     return clips
@@ -74,13 +75,16 @@ def load_folder(
     split: tuple[float, float, float] = (0.7, 0.15, 0.15),
     seed: int = 0,
     source_pattern: str | None = None,
+    n_folds: int = 5,
 ) -> pd.DataFrame:
-    """Return your own recordings as a table of clips: path, label, class_name, split, source.
+    """Return your own recordings as a table of clips: path, label, class_name, fold, split, source.
 
     `path` is a folder with one sub-folder a class, or a CSV with the columns path (relative to the CSV), label and, if
-    known, source and split. Clips of one source (recording, speaker) stay on one side: it is what the one group of the
-    regular expression `source_pattern` finds in the file's name, or the column `source`, or else each file is its own.
-    Without a column `split` the shares `split` (train, val, test) are drawn with `seed`, class by class.
+    known, source, split and fold. Clips of one source (recording, speaker) stay on one side: it is what the one group
+    of the regular expression `source_pattern` finds in the file's name, or the column `source`, or else each file is
+    its own. Without a column `split` the shares `split` (train, val, test) are drawn with `seed`, class by class, and
+    without a column `fold` the `n_folds` folds of a cross-validation: fewer, and it says so, where a class has fewer
+    sources, but at least three.
 
     Raises FileNotFoundError or ValueError for nothing to read, one class only, a class with too few sources.
     """
@@ -93,15 +97,20 @@ def load_folder(
         raise FileNotFoundError(
             f"{path} does not exist; give a folder with one sub-folder a class, or a CSV with the columns path,label."
         )
-    if clips["class_name"].nunique() < 2:
-        raise ValueError(f"{path} holds one class only ({clips['class_name'][0]}); a classifier needs two or more.")
+    _check_classes(clips, path)
     if source_pattern is not None:
         clips["source"] = _match_sources(clips["path"], source_pattern)
     elif "source" not in clips:
         clips["source"] = [Path(os.path.relpath(file, folder)).as_posix() for file in clips["path"]]
     if "split" not in clips:
         clips["split"] = stratified_group_split(clips["class_name"], clips["source"], split, seed)
-    clips = _add_labels(clips)[["path", "label", "class_name", "split", "source"]]
+    if "fold" not in clips:
+        clips["fold"] = stratified_group_folds(clips["class_name"], clips["source"], n_folds, seed)
+        n_sources = clips.groupby("class_name")["source"].nunique()
+        if n_sources.min() < n_folds:
+            poorest, n = n_sources.idxmin(), n_sources.min()
+            print(f"Made {n} folds instead of {n_folds}: the class {poorest} has only {n} sources.")
+    clips = _add_labels(clips)[["path", "label", "class_name", "fold", "split", "source"]]
     clips.attrs = {"data_set": folder.name, "demo": False}
     return clips
 
@@ -202,17 +211,14 @@ def _read_esc50(folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
         )
     table = _read_csv(csv, _ESC50_COLUMNS)
     for column in ("fold", "target"):
-        wrong = table.index[~table[column].str.fullmatch(r"\d+")]
-        if len(wrong):
-            value = table[column][wrong[0]]
-            raise ValueError(f"{csv}, line {wrong[0] + 2}: {column} must be a whole number, not {value!r}.")
+        table[column] = _read_numbers(table[column], csv)
     clips = pd.DataFrame(
         {
             "path": _find_audio(folder / "audio", table["filename"], csv),
             "class_name": table["category"],
-            "fold": table["fold"].astype(int),
+            "fold": table["fold"],
             "source": table["src_file"],
-            "target": table["target"].astype(int),
+            "target": table["target"],
         }
     )
     return clips, (table["esc10"].str.lower() == "true").to_numpy()
@@ -240,7 +246,7 @@ def _read_clips_csv(csv: Path) -> pd.DataFrame:
         empty = table.index[table[column].str.strip() == ""]
         if len(empty):
             raise ValueError(f"{csv}, line {empty[0] + 2}: {column} is empty.")
-    known = [column for column in ("path", "label", "source", "split") if column in table]
+    known = [column for column in ("path", "label", "source", "split", "fold") if column in table]
     clips = table[known].rename(columns={"label": "class_name"})
     clips["path"] = [os.path.abspath(csv.parent / path) for path in clips["path"]]
     missing = [path for path in clips["path"] if not os.path.isfile(path)]
@@ -249,6 +255,8 @@ def _read_clips_csv(csv: Path) -> pd.DataFrame:
             f"{len(missing):,} of the {len(clips):,} files listed in {csv} do not exist ({_first(missing)}); "
             "paths count from the folder of the CSV."
         )
+    if "fold" in clips:
+        clips["fold"] = _read_numbers(clips["fold"], csv)
     if "split" in clips:
         unknown = sorted(set(clips["split"]) - set(SIDES))
         if unknown:
@@ -313,6 +321,19 @@ def _read_csv(csv: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     if len(table) == 0:
         raise ValueError(f"{csv} lists no clips.")
     return table
+
+
+def _read_numbers(values: pd.Series, csv: Path) -> pd.Series:
+    wrong = values.index[~values.str.fullmatch(r"\d+")]
+    if len(wrong):
+        value = values[wrong[0]]
+        raise ValueError(f"{csv}, line {wrong[0] + 2}: {values.name} must be a whole number, not {value!r}.")
+    return values.astype(int)
+
+
+def _check_classes(clips: pd.DataFrame, path: Path) -> None:
+    if clips["class_name"].nunique() < 2:
+        raise ValueError(f"{path} holds one class only ({clips['class_name'][0]}); a classifier needs two or more.")
 
 
 def _first(names: list[str]) -> str:

@@ -6,13 +6,15 @@
     python -m shared_utils.notebooks refresh  [--only NAME]
 
 `run` keeps executed copies in executed/. `results` runs notebooks with the settings in <task>/results/settings.json and
-puts rows and figures beside that file. `slides` makes a .pptx of each notebook's figures. `refresh` writes the outputs
-of a default run on the demo data into the committed notebooks. The Makefile calls all but the last.
+puts rows and figures beside that file, and the weights that a notebook wants to publish into models/. `slides` makes a
+.pptx of each notebook's figures. `refresh` writes the outputs of a default run on the demo data into the committed
+notebooks. The Makefile calls all but the last.
 """
 
 import argparse
 import ast
 import contextlib
+import datetime
 import hashlib
 import json
 import os
@@ -22,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from shared_utils.device import ROOT
@@ -77,7 +79,8 @@ def check_settings(path: Path, settings: dict[str, object]) -> None:
         if name not in known:
             raise ValueError(f"{name} is no setting of {path.stem}; its settings are: {', '.join(known)}.")
         default = _literal(known[name]["default"])
-        if isinstance(value, str) and isinstance(default, bool | int | float):
+        is_word = isinstance(value, str) and isinstance(default, bool | int | float)
+        if is_word or (isinstance(default, list) and not isinstance(value, list)):
             raise ValueError(f"{name}={value} cannot be right: in {path.stem} it is a value such as {default}.")
 
 
@@ -178,14 +181,20 @@ def run(only: str = "", data_dir: str = "", settings: str = "") -> int:
     notebooks, values = find_notebooks(only), {**read_settings(settings), **_data_setting(data_dir)}
     for path in notebooks:
         check_settings(path, values)
-    return _report([(path, values) for path in notebooks])[1]
+    plan = [(path, values) for path in notebooks]
+    return _report(plan, lambda path, values: run_notebook(path, values, ROOT / "executed" / path.name))
 
 
 def publish(only: str = "", data_dir: str = "") -> int:
     """Run notebooks with their published settings; merge their rows into results.json and copy their figures beside it.
 
     The settings stand in <task>/results/settings.json: {"notebook": {"EPOCHS": 300}}. Rows come from the results.json
-    of the run folders that the notebook saves. Nothing is published from demo data, nor from a notebook that failed.
+    of the run folders that the notebook saves, figures lose their numbers (06_roc.png becomes roc.png), and a run
+    folder whose run.json has a name in "publish_as" is copied to models/<that name>/. Nothing is published from demo
+    data, nor from a notebook that failed.
+
+    Each notebook runs in a copy of the repository, so that other runs at the same time, or a change of the code, do not
+    mix in. Its run folders and executed/<notebook>_results.ipynb are kept, however it ends.
     """
     if not data_dir:
         raise ValueError("Published results come from real data: name its folder, DATA_DIR=path/to/data.")
@@ -204,22 +213,14 @@ def publish(only: str = "", data_dir: str = "") -> int:
     for path, values in plan:
         check_settings(path, values)
 
-    results, n_failed = _report(plan)
-    for (path, _), result in zip(plan, results, strict=False):
-        if result["status"] == "ok":
-            try:
-                print(_publish_result(path, result, data_dir))
-            except ValueError as error:
-                print(f"{path.stem}: {error}")
-                n_failed += 1
-    return n_failed
+    return _report(plan, lambda path, values: _run_and_publish(path, values, data_dir))
 
 
 def make_slides(only: str = "") -> int:
     """Make the .pptx of each notebook that has figures, or of the one called `only`, and print where it lies."""
     from shared_utils.plotting import FigureBook
 
-    names = sorted({file.parent.name for file in (ROOT / "figures").glob("*/*.png")})
+    names = sorted({file.parent.name for file in (ROOT / "figures").glob("*/figures.json")})
     chosen = [name for name in names if not only or name == Path(only).stem]
     if not chosen:
         raise FileNotFoundError(f"There are no figures of {only or 'any notebook'}; `make notebooks` draws them.")
@@ -235,10 +236,8 @@ def refresh(only: str = "") -> int:
     """
     n_failed = 0
     for path in find_notebooks(only):
-        with tempfile.TemporaryDirectory() as folder:
-            copy = copy_repository(Path(folder))
+        with _private_copy() as copy:
             executed = copy / "executed.ipynb"
-            os.environ["PYTHONPATH"] = str(copy)  # kernels import the package from the copy, so their ROOT is the copy
             result = run_notebook(copy / path.relative_to(ROOT), {}, executed, root=copy)
             if result["status"] == "ok":
                 _write_outputs(path, executed, copy)
@@ -270,21 +269,72 @@ def copy_repository(folder: Path) -> Path:
 # ---- helpers
 
 
-def _report(plan: list[tuple[Path, dict]]) -> tuple[list[dict], int]:
-    """Run each notebook of `plan` and print the table, even when the user stops; return results, number of failures."""
+def _report(plan: list[tuple[Path, dict]], execute: Callable[[Path, dict], dict]) -> int:
+    """Execute each notebook of `plan`, print the table even when the user stops, return the number of failures."""
     results = []
     try:
         for path, values in plan:
-            results.append(run_notebook(path, values, ROOT / "executed" / path.name))
+            results.append(execute(path, values))
     except KeyboardInterrupt:
         print(f"Stopped; {len(plan) - len(results)} of {len(plan)} notebooks did not finish.")
     _print_table(results)
-    return results, len(plan) - sum(result["status"] == "ok" for result in results)
+    return len(plan) - sum(result["status"] == "ok" for result in results)
+
+
+@contextlib.contextmanager
+def _private_copy(parent: Path | None = None) -> Iterator[Path]:
+    """Give a temporary copy of the repository; kernels import the package from there, so their ROOT is the copy."""
+    before = os.environ.get("PYTHONPATH")
+    with tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True) as folder:
+        copy = copy_repository(Path(folder))
+        os.environ["PYTHONPATH"] = str(copy)
+        try:
+            yield copy
+        finally:
+            os.environ.pop("PYTHONPATH")
+            if before is not None:
+                os.environ["PYTHONPATH"] = before
+
+
+def _run_and_publish(path: Path, values: dict, data_dir: str) -> dict:
+    """Run a notebook in a copy of the repository, keep its runs, publish what it found; return its result."""
+    executed = ROOT / "executed"
+    executed.mkdir(exist_ok=True)
+    with _private_copy(executed) as copy:  # on this disk and git-ignored: what a crash leaves can be found there
+        output = copy / "executed.ipynb"
+        try:
+            result = run_notebook(copy / path.relative_to(ROOT), values, output, root=copy)
+        finally:
+            runs = _keep_runs(copy, path.stem)
+            if output.is_file():
+                text = output.read_text(encoding="utf-8").replace(str(copy), str(ROOT))
+                _write_text(executed / f"{path.stem}_results.ipynb", text)
+        if result["status"] == "ok":
+            try:
+                print(_publish_result(path, result | {"runs": runs}, data_dir))
+            except ValueError as error:
+                print(f"{path.stem}: {error}")
+                result["status"] = "not published"
+    return result
+
+
+def _keep_runs(copy: Path, name: str) -> list[Path]:
+    """Move the run folders that notebook `name` made in `copy` into the repository's models/; return where they are."""
+    kept = []
+    for run in sorted(file.parent for file in (copy / "models" / name).glob("*/run.json")):
+        target = ROOT / "models" / name / run.name
+        while target.exists():  # another process saved the same settings in the same second: take the next one
+            created, _, digest = target.name.rpartition("-")
+            later = datetime.datetime.strptime(created, "%Y%m%d-%H%M%S") + datetime.timedelta(seconds=1)
+            target = target.with_name(f"{later:%Y%m%d-%H%M%S}-{digest}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        kept.append(Path(shutil.move(run, target)))
+    return kept
 
 
 def _publish_result(path: Path, result: dict, data_dir: str) -> str:
-    """Merge the rows of one run into results.json, copy its figures, and return one sentence about it."""
-    rows = []
+    """Merge the rows of one run into results.json, copy its figures and weights, and return one sentence about it."""
+    rows, weights = [], {}
     for folder in result["runs"]:
         record = _read_json(folder / "run.json")
         if _is_demo(record) or "demo data" in (record.get("headline") or ""):
@@ -292,6 +342,13 @@ def _publish_result(path: Path, result: dict, data_dir: str) -> str:
         if (folder / "results.json").is_file():
             made_with = {key: record[key] for key in ("device", "versions")}
             rows += [{**made_with, **row} for row in _read_json(folder / "results.json")]
+        name = record.get("publish_as")
+        if name is not None:
+            target = ROOT / "models" / str(name)
+            is_taken = target in weights or (target.exists() and not (target / "run.json").is_file())
+            if is_taken or not re.fullmatch(r"\w[\w-]*", str(name)):
+                raise ValueError(f"nothing published, because publish_as={name!r} is taken or no plain folder name.")
+            weights[target] = folder
     if not rows:
         raise ValueError("nothing published, because its run folders hold no results.json.")
 
@@ -305,17 +362,50 @@ def _publish_result(path: Path, result: dict, data_dir: str) -> str:
     rows = [{key: _round(row[key]) for key in sorted(row, key=_column)} for row in rows]
     rows.sort(key=lambda row: [str(row.get(key, "")) for key in RESULT_KEYS[:5]])
 
-    figures = target.parent / path.stem
-    temporary = target.parent / f".{path.stem}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    for published, folder in weights.items():
+        with _replace_folder(published) as new:
+            shutil.copytree(folder, new, dirs_exist_ok=True)
     pictures = [file for file in result["figures"] if file.suffix in (".png", ".svg")]
-    for file in pictures:
-        shutil.copy2(file, temporary)
-    shutil.rmtree(figures, ignore_errors=True)
-    temporary.replace(figures)
+    with _replace_folder(target.parent / path.stem) as new:
+        for file in pictures:  # a number tells only in which order a notebook drew them: no link may depend on it
+            shutil.copy2(file, new / re.sub(r"^\d+_", "", file.name))
     _write_text(target, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-    return f"{path.stem}: {n_rows} rows in {target.relative_to(ROOT)}, {len(pictures)} figure files beside it"
+    write_results_table(path.parent)
+    places = [f"{n_rows} rows in {target.relative_to(ROOT)}", f"{len(pictures)} figure files beside it"]
+    places += [f"weights in {published.relative_to(ROOT)}" for published in weights]
+    return f"{path.stem}: {', '.join(places)}"
+
+
+def results_table(rows: list[dict]) -> str:
+    """Return the rows of a results.json as a table in Markdown, best first, and the commands that make them again."""
+    metrics = sorted({row["metric"] for row in rows})
+    columns = [f"{metrics[0]} (%)"] if len(metrics) == 1 else ["metric", "mean (%)"]
+    names = ["notebook", "data and protocol", "model", *columns, "95 % interval", "seeds", "test clips", "parameters"]
+    names += ["minutes a fold"]
+    lines = [names, ["---"] * len(names)]
+    groups = ("notebook", "data", "protocol", "metric")
+    for row in sorted(rows, key=lambda row: (*[row[key] for key in groups], -row["mean"])):
+        spread = f" ± {100 * row['sd']:.1f}" if row.get("sd") is not None else ""
+        lines.append([
+            row["notebook"], f"{row['data']}, {row['protocol']}", row["model"], *[row["metric"]] * (len(metrics) > 1),
+            f"{100 * row['mean']:.1f}{spread}", f"{100 * row['low']:.1f} to {100 * row['high']:.1f}",
+            f"{row['seeds']:.0f}", f"{row['n_test']:.0f}",
+            f"{row['parameters']:,.0f}" if row.get("parameters") else "",
+            f"{row['seconds'] / 60:.1f}" if row.get("seconds") else "",
+        ])  # fmt: skip
+    commands = sorted({f"`{row['command']}` ({row['device']})" for row in rows})
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", f"Made with {', '.join(commands)}."])
+
+
+def write_results_table(task: Path) -> None:
+    """Put the table of <task>/results/results.json between the marks in <task>/README.md, where it has them."""
+    readme = task / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    before, start, rest = text.partition("<!-- results -->\n")
+    _, end, after = rest.partition("<!-- /results -->")
+    if end:
+        table = results_table(_read_json(task / "results" / "results.json"))
+        _write_text(readme, f"{before}{start}{table}\n{end}{after}")
 
 
 def _write_outputs(path: Path, executed: Path, copy: Path) -> None:
@@ -407,8 +497,24 @@ def _read_json(path: Path) -> object:
 
 def _write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _replace_folder(target: Path) -> Iterator[Path]:
+    """Give an empty folder to fill; it takes the place of `target` at the end, or of nothing after an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=target.parent) as folder:
+        new, old = Path(folder) / "new", Path(folder) / "old"
+        new.mkdir()
+        yield new
+        if target.exists():  # a folder that has files in it cannot be replaced in one step
+            os.replace(target, old)
+        os.replace(new, target)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -390,17 +390,18 @@ def plot_attention(
     frequencies: np.ndarray,
     title: str | None = None,
     colour_label: str = "Level (dB)",
-    what: str = "Attention",
+    what: str | None = None,
 ) -> Figure:
     """Draw a spec (n_mels, frames) and, below it on the same axes, the attention that its parts get.
 
     `attention` (rows of patches from low to high frequency, columns of patches), or (steps,) for a model whose tokens
     are stretches of time; its cells are spread evenly over the spec and given relative to their mean: 1 is what each
-    part would get if all got the same. `what` names it when it is something else, such as the loss by occlusion.
+    part would get if all got the same. With `what`, such as "Lost probability", they are drawn as they are.
     """
     image = _as_image(spec, times, frequencies)
     attention = np.atleast_2d(np.asarray(attention, dtype=float))
-    attention = attention / (attention.mean() or 1)
+    if what is None:
+        attention = attention / (attention.mean() or 1)
     fig = _figure(title)
     top, bottom = axes = fig.subplots(2, 1, sharex=True, sharey=True)
     picture = _draw_spec(top, image, times, cmap="magma")
@@ -410,10 +411,10 @@ def plot_attention(
         attention, origin="lower", aspect="auto", extent=bottom.images[0].get_extent(), interpolation="bilinear",
         cmap="viridis", alpha=0.7,
     )  # fmt: skip
-    bar = fig.colorbar(heat, ax=bottom, label=f"{what} (mean = 1)", pad=0.015)
+    bar = fig.colorbar(heat, ax=bottom, label=what or "Attention (mean = 1)", pad=0.015)
     bar.solids.set_alpha(1)
     _tick_frequencies(top, frequencies, gap=0.1)
-    for ax, name in zip(axes, ("Spectrogram", f"{what} over the spectrogram"), strict=True):
+    for ax, name in zip(axes, ("Spectrogram", f"{what or 'Attention'} over the spectrogram"), strict=True):
         ax.set_title(name)
         ax.set_ylabel("Frequency (Hz)")
     bottom.set_xlabel("Time (s)")

@@ -39,7 +39,7 @@ from torch import nn
 
 from shared_utils import spectrograms
 from shared_utils.audio import decode
-from shared_utils.device import pick_device, resolve_path
+from shared_utils.device import name_device, pick_device, resolve_path
 
 FRONT_ENDS = ("KaldiFbank", "LogMel", "Mfcc")
 _RUN_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
@@ -75,6 +75,7 @@ def save_run(
     data: dict | None = None,
     results: list[dict] | None = None,
     model_arguments: dict | None = None,
+    publish_as: str | None = None,
     folder: str | os.PathLike = "models",
 ) -> Path:
     """Write a run folder, whole or not at all, and return its path.
@@ -89,6 +90,7 @@ def save_run(
         data: {"data_set": name, "demo": True or False} of the table of clips.
         results: rows to publish.
         model_arguments: what the model's class was called with, by name; `load_run` calls it like that again.
+        publish_as: name under which `make results` keeps this run in the repository, in models/<publish_as>/.
 
     The folder is loaded once before it gets its name, so what is saved can be loaded. Raises ValueError for a value
     that is no plain one, and for a model whose source uses something that cannot be copied.
@@ -103,7 +105,8 @@ def save_run(
         "notebook": notebook, "created": created.isoformat(sep=" "), "headline": headline, "settings": settings,
         "preprocessing": preprocessing, "class_names": list(class_names), "metrics": metrics, "data": data or {},
         "model": {"class": type(model).__name__, "arguments": model_arguments or {}},
-        "best_epoch": history.attrs.get("best_epoch"), "device": _name_device(device), "versions": _versions(),
+        "best_epoch": history.attrs.get("best_epoch"), "device": history.attrs.get("device") or name_device(device),
+        "precision": history.attrs.get("precision"), "versions": _versions(), "publish_as": publish_as,
     }  # fmt: skip
     record = {name: _plain(name, value) for name, value in record.items()}
     files = {"run.json": _to_json(record), "model.py": _model_source(type(model), notebook)}
@@ -122,7 +125,8 @@ def save_run(
         except ValueError as error:
             reason = str(error).replace(f"{temporary}", "the run")
             raise ValueError(f"Nothing saved, because it could not be loaded again ({reason})") from error
-        temporary.chmod(0o755)  # mkdtemp's folders are for one user only
+        temporary.chmod(0o755)  # mkdtemp's folders and safetensors' files are for one user only
+        (temporary / "weights.safetensors").chmod(0o644)
         digest = hashlib.sha256(_to_json(record["settings"]).encode()).hexdigest()
         return _rename(temporary, parent, created, digest[:8])
     finally:
@@ -156,7 +160,7 @@ def load_run(path: str | os.PathLike, folder: str | os.PathLike = "models") -> R
     return Run(folder=run, history=history, model=model, **{name: record[name] for name in known})
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predict_files(run: Run, paths: list | str | Path, device: str = "auto", batch_size: int = 32) -> pd.DataFrame:
     """Return a row a file: path, the probability of each class in a column of its name, and `predicted`.
 
@@ -172,7 +176,8 @@ def predict_files(run: Run, paths: list | str | Path, device: str = "auto", batc
     run.model.to(device).eval()
     front_end.to(device).eval()
     probabilities = []
-    with tempfile.TemporaryDirectory() as cache:  # a handful of files need no cache that stays
+    # a handful of files need no cache that stays; Windows cannot remove one that is still mapped
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
         how = {name: preprocessing[name] for name in ("sample_rate", "seconds", "padding") if name in preprocessing}
         waveforms = decode(pd.DataFrame({"path": list(map(str, paths))}), **how, cache_dir=cache, progress=False)
         for start in range(0, len(paths), batch_size):
@@ -207,16 +212,15 @@ def compare_runs(notebook: str, folder: str | os.PathLike = "models") -> pd.Data
 def load_histories(notebook: str, last: int = 8, folder: str | os.PathLike = "models") -> dict[str, pd.DataFrame]:
     """Return name -> history of the `last` runs of `notebook`, newest first, for `plotting.plot_learning_curves`.
 
-    A name is the time of the run and the settings in which these runs differ.
+    A name is the settings in which these runs differ, with the time of the run where they do not.
     """
     runs = _read_runs(notebook, folder, last)
     differing = _differing_settings([record for record, _ in runs])
-    histories: dict[str, pd.DataFrame] = {}
-    for record, history in runs:
-        changes = [f"{name}={_show(record['settings'].get(name))}" for name in differing]
-        name = " ".join([record["created"][5:], *changes])  # the year says little
-        while name in histories:
-            name += "'"
+    names = [", ".join(f"{name}={_show(record['settings'].get(name))}" for name in differing) for record, _ in runs]
+    histories = {}
+    for name, (record, history) in zip(names, runs, strict=True):
+        if not name or names.count(name) > 1:  # the time tells apart what the settings do not
+            name = f"{record['created'][5:]} {name}".strip()
         histories[name] = history
     return histories
 
@@ -347,12 +351,6 @@ def _plain(name: str, value: object) -> object:
 
 def _to_json(value: object) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False)
-
-
-def _name_device(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {platform.machine()}, {os.cpu_count()} cores"
 
 
 def _versions() -> dict[str, str]:

@@ -53,13 +53,46 @@ def stratified_group_split(
 ) -> np.ndarray:
     """Give every clip a side, "train", "val" or "test": (n_clips,) str; all clips of a group get the same.
 
-    Greedy: the largest groups first, in random order among equals, each to the side that brings the shares of its
-    classes closest to `fractions`; where groups hold one class each, every class is on every side.
+    Where groups hold one class each, every class is on every side.
     Raises ValueError if a class has fewer groups than there are sides, and for fractions that do not add up to 1.
     """
     fractions = np.asarray(fractions, dtype=float)
     if fractions.shape != (3,) or (fractions < 0).any() or abs(fractions.sum() - 1) > 1e-6:
         raise ValueError(f"A split is three shares that add up to 1, like (0.7, 0.15, 0.15), not {fractions.tolist()}.")
+    _count_sources(labels, groups, np.count_nonzero(fractions), "side of the split")
+    return np.array(SIDES)[_assign_groups(labels, groups, fractions, seed)]
+
+
+def stratified_group_folds(labels: np.ndarray, groups: np.ndarray, n_folds: int = 5, seed: int = 0) -> np.ndarray:
+    """Give every clip a fold, 1 to `n_folds`: (n_clips,) int; all clips of a group get the same.
+
+    The folds share each class as evenly as the groups allow. There are fewer where a class has fewer groups: as many
+    as that class has. Raises ValueError for less than three folds, and if a class has fewer than three groups.
+    """
+    if n_folds < 3:
+        raise ValueError(f"n_folds={n_folds} is too few: training, validation and test need three folds or more.")
+    n_folds = min(n_folds, _count_sources(labels, groups, 3, "fold of a cross-validation"))
+    return 1 + _assign_groups(labels, groups, np.full(n_folds, 1 / n_folds), seed)
+
+
+def _count_sources(labels: np.ndarray, groups: np.ndarray, n_needed: int, what: str) -> int:
+    """Return the number of groups of the class that has the fewest."""
+    n_sources = pd.Series(np.asarray(groups)).groupby(np.asarray(labels)).nunique(dropna=False)
+    poor = [f"{name} ({n})" for name, n in n_sources.items() if n < n_needed]
+    if poor:
+        raise ValueError(
+            f"Each class needs at least {n_needed} sources (recordings or speakers), one for each {what}; "
+            f"too few in: {', '.join(poor)}. Add recordings, or leave the class out."
+        )
+    return n_sources.min()
+
+
+def _assign_groups(labels: np.ndarray, groups: np.ndarray, fractions: np.ndarray, seed: int) -> np.ndarray:
+    """Return the number of the side of each clip: (n_clips,) int, 0 to len(fractions) - 1.
+
+    Greedy: the largest groups first, in random order among equals, each to the side that brings the shares of its
+    classes closest to `fractions`.
+    """
     sides = np.flatnonzero(fractions)
     classes, class_of = np.unique(np.asarray(labels), return_inverse=True)
     names, group_of = np.unique(np.asarray(groups), return_inverse=True)
@@ -67,16 +100,10 @@ def stratified_group_split(
     np.add.at(counts, (group_of, class_of), 1)
 
     n_left = (counts > 0).sum(axis=0)  # groups of each class that have no side yet
-    poor = [f"{classes[c]!s} ({n_left[c]})" for c in np.flatnonzero(n_left < len(sides))]
-    if poor:
-        raise ValueError(
-            f"Each class needs at least {len(sides)} sources (recordings or speakers), one for each side of the split; "
-            f"too few in: {', '.join(poor)}. Add recordings, or leave the class out."
-        )
     order = np.random.default_rng(seed).permutation(len(names))
     order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
     shares = counts / counts.sum(axis=0)
-    filled = np.zeros((3, len(classes)))  # share of each class that each side has so far
+    filled = np.zeros((len(fractions), len(classes)))  # share of each class that each side has so far
     side_of = np.zeros(len(names), dtype=int)
     for group in order:
         present = counts[group] > 0
@@ -91,7 +118,7 @@ def stratified_group_split(
         side_of[group] = side
         filled[side] += shares[group]
         n_left -= present
-    return np.array(SIDES)[side_of[group_of]]
+    return side_of[group_of]
 
 
 def audit(
@@ -102,62 +129,68 @@ def audit(
 ) -> pd.DataFrame:
     """Prove that no recording and no identical audio is on two sides; return the number of clips a class and side.
 
-    The sides are the column `by` ("split" where there is one, else "fold"), or `sides`: a name for each clip, or the
-    three index arrays of `split_by_fold`. Identical audio means equal rows of `waveforms` (n_clips, samples), as
-    decoded; without them, equal files. Silent clips (all zeros) equal each other and are not counted as identical.
+    The sides are the column `by`, or `sides`: a name for each clip, or the three index arrays of `split_by_fold`.
+    Without either they are "split" or "fold"; where there are both, both are checked, and "split" is counted.
+    Identical audio means equal rows of `waveforms` (n_clips, samples), as decoded; without them, equal files. Silent
+    clips (all zeros) equal each other and are not counted as identical.
     `.attrs["verdict"]` says the result in one sentence. Raises LeakError with the offending rows.
     """
     if "source" not in clips or "class_name" not in clips:
         raise ValueError("The audit needs the columns 'source' and 'class_name'; load_esc50 and load_folder make them.")
     if waveforms is not None and len(waveforms) != len(clips):
         raise ValueError(f"{len(waveforms)} waveforms do not belong to {len(clips)} clips; decode this very table.")
-    placed, what = _place_clips(clips, by, sides)  # row numbers and their side; a row on two sides stands there twice
-    n_sides = placed["side"].nunique()
-
+    placements = _place_clips(clips, by, sides)
     if waveforms is None:
         content = [_hash_file(path) for path in clips["path"]]
     else:
         content = [_hash_waveform(waveform) for waveform in np.asarray(waveforms)]
-    placed["source"] = clips["source"].to_numpy()[placed["row"]]
-    placed["content"] = np.array(content, dtype=object)[placed["row"]]
+    for what, placed in placements.items():
+        placed["source"] = clips["source"].to_numpy()[placed["row"]]
+        placed["content"] = np.array(content, dtype=object)[placed["row"]]
+        same_source = placed.groupby("source")["side"].transform("nunique") > 1
+        same_audio = placed.groupby("content")["side"].transform("nunique") > 1
+        if waveforms is None:
+            for key, twins in placed[same_audio].groupby("content"):
+                if not read_audio(clips["path"].iloc[twins["row"].iloc[0]])[0].any():
+                    same_audio &= placed["content"] != key
+        reasons = ["same source and identical audio", "same source", "identical audio"]
+        placed["reason"] = np.select([same_source & same_audio, same_source, same_audio], reasons, "")
+        if placed["reason"].any():
+            raise _make_leak_error(clips, placed, what)
 
-    same_source = placed.groupby("source")["side"].transform("nunique") > 1
-    same_audio = placed.groupby("content")["side"].transform("nunique") > 1
-    if waveforms is None:
-        for key, twins in placed[same_audio].groupby("content"):
-            if not read_audio(clips["path"].iloc[twins["row"].iloc[0]])[0].any():
-                same_audio &= placed["content"] != key
-    reasons = ["same source and identical audio", "same source", "identical audio"]
-    placed["reason"] = np.select([same_source & same_audio, same_source, same_audio], reasons, "")
-    if placed["reason"].any():
-        raise _make_leak_error(clips, placed, what)
-
+    what, placed = next(iter(placements.items()))
     counts = pd.crosstab(clips["class_name"].to_numpy()[placed["row"]], placed["side"].to_numpy())
     counts = counts.rename_axis(index="class_name", columns=what)
     if set(counts.columns) <= set(SIDES):
         counts = counts[[side for side in SIDES if side in counts]]
     n_sources = placed["source"].nunique()
+    where = " and ".join(f"{placed['side'].nunique()} sides ({what})" for what, placed in placements.items())
     counts.attrs["verdict"] = (
-        f"No leak: {len(placed):,} clips from {n_sources:,} sources on {n_sides} sides ({what}); "
+        f"No leak: {len(placed):,} clips from {n_sources:,} sources on {where}; "
         "no source and no identical audio is on two of them."
     )
     return counts
 
 
-def _place_clips(clips: pd.DataFrame, by: str | None, sides) -> tuple[pd.DataFrame, str]:
+def _place_clips(clips: pd.DataFrame, by: str | None, sides) -> dict[str, pd.DataFrame]:
+    """Return row numbers and their side for each thing to check; a row on two sides stands there twice."""
+    rows = np.arange(len(clips))
     if sides is None:
-        by = by or ("split" if "split" in clips else "fold")
-        if by not in clips:
-            raise ValueError(f"These clips have no column {by!r} to audit; their columns are {_join(clips.columns)}.")
-        return pd.DataFrame({"row": np.arange(len(clips)), "side": clips[by].to_numpy()}), by
+        columns = [by] if by else [column for column in ("split", "fold") if column in clips] or ["fold"]
+        if columns[0] not in clips:
+            raise ValueError(
+                f"These clips have no column {columns[0]!r} to audit; their columns are {_join(clips.columns)}."
+            )
+        return {column: pd.DataFrame({"row": rows, "side": clips[column].to_numpy()}) for column in columns}
     if isinstance(sides, tuple):
         rows = [np.asarray(side) for side in sides]
         if len(rows) != 3:
             raise ValueError(f"Three index arrays (train, val, test) make a split, not {len(rows)}.")
-        return pd.DataFrame({"row": np.concatenate(rows), "side": np.repeat(SIDES, [len(r) for r in rows])}), "split"
+        placed = pd.DataFrame({"row": np.concatenate(rows), "side": np.repeat(SIDES, [len(r) for r in rows])})
+        return {"split": placed}
     if len(sides) != len(clips):
         raise ValueError(f"{len(sides)} sides do not belong to {len(clips)} clips; give one for each clip.")
-    return pd.DataFrame({"row": np.arange(len(clips)), "side": np.asarray(sides)}), "side"
+    return {"side": pd.DataFrame({"row": rows, "side": np.asarray(sides)})}
 
 
 def _make_leak_error(clips: pd.DataFrame, placed: pd.DataFrame, what: str) -> LeakError:

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import pandas as pd
 import torch
@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import Subset
 
-from shared_utils.device import autocast, pick_device, pick_precision, resolve_path, seed_everything
+from shared_utils.device import autocast, name_device, pick_device, pick_precision, resolve_path, seed_everything
 from shared_utils.spectrograms import mixup
 from shared_utils.splits import split_by_fold
 
@@ -44,6 +44,8 @@ def learning_rate(
     Hutter 2017); "onecycle" rises from lr / 25 to `lr` during the first 30 % and falls to lr / 250,000 (Smith and Topin
     2018, as torch.optim.lr_scheduler.OneCycleLR). The first three rise linearly during the share `warmup` of all steps.
     """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"Schedule {schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}.")
     if schedule == "onecycle":
         peak = 0.3 * n_steps - 1
         low, high, share = (lr / 25, lr, step / max(peak, 1e-9))
@@ -57,9 +59,7 @@ def learning_rate(
         return lr
     if schedule == "step":
         return lr * 0.1 ** (step // steps_per_epoch // step_size)
-    if schedule == "cosine":
-        return lr * 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))
-    raise ValueError(f"Schedule {schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}.")
+    return lr * 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))
 
 
 def make_optimizer(model: nn.Module, name: str, lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -105,11 +105,13 @@ def fit(
     patience: int | None = None,
     evaluate_every: int = 1,
     watch: dict | None = None,
+    views: Sequence[Callable] = (lambda inputs: inputs,),
     device: str = "auto",
     precision: str = "auto",
     checkpoint: str | os.PathLike | None = None,
     resume_from: str | os.PathLike | None = None,
     progress: bool = True,
+    title: str = "",
 ) -> pd.DataFrame:
     """Train `model` in place and return its history; the model ends with a copy of its best validation weights.
 
@@ -127,17 +129,19 @@ def fit(
         patience: stop after this many evaluations without a better one.
         evaluate_every: validate after every so many epochs, and after the last.
         watch: name -> data set, written to the history as `<name>_accuracy` and never used to choose anything.
+        views: see `evaluate`; for validation and `watch`.
         device, precision: see `device.pick_device` and `device.pick_precision`.
         checkpoint: a file that is written whole after every epoch; `resume_from` such a file (same settings, same data)
             goes on to the same weights as a run that was never interrupted.
+        progress, title: show a table of epochs under this title.
 
     Returns a DataFrame with one row an epoch: epoch, lr, train_loss, train_accuracy (under augmentation and mixup,
     against the heavier label), val_loss, val_accuracy, `<watch>_accuracy`, seconds; epochs without validation hold NaN.
-    Its attrs hold best_epoch and interrupted. The random numbers come from torch's global generator: seed it before
-    building the model (`device.seed_everything`), in the same cell.
+    Its attrs hold best_epoch, interrupted, device and precision. The random numbers come from torch's global generator:
+    seed it before building the model (`device.seed_everything`), in the same cell.
 
     Raises FloatingPointError with epoch, step and learning rate when the loss is no longer finite (the model holds its
-    best weights so far). Ctrl-C ends the training early with the best weights and the history so far.
+    best weights so far, if there are any). Ctrl-C ends the training early with the best weights and the history so far.
     """
     if len(train) < 2 or epochs < 1 or batch_size < 1 or evaluate_every < 1:
         raise ValueError(
@@ -168,7 +172,7 @@ def fit(
     if resume_from is not None:
         state, best_weights = _load_checkpoint(resume_from, model, averaged, optimizer_, arguments, device)
 
-    table = _EpochTable(epochs, steps_per_epoch, evaluate_every, progress)
+    table = _EpochTable(epochs, steps_per_epoch, evaluate_every, progress, title)
     interrupted = False
     try:
         for epoch in range(state["epoch"] + 1, epochs + 1):
@@ -210,10 +214,11 @@ def fit(
             if len(broken):
                 step = (epoch - 1) * steps_per_epoch + int(broken[0])
                 step_lr = learning_rate(schedule, step, n_steps, lr, warmup, step_size, steps_per_epoch)
+                rest = "The model holds its best weights so far." if best_weights else "Build the model anew."
                 raise FloatingPointError(
                     f"The loss is {losses[broken[0]].item()} at epoch {epoch}, step {int(broken[0]) + 1} of "
                     f"{steps_per_epoch}, learning rate {step_lr:.2g}: lower lr, raise warmup, or look for NaN in the "
-                    "inputs. The model holds its best weights so far."
+                    f"inputs. {rest}"
                 )
             row = {
                 "epoch": epoch, "lr": step_lr, "train_loss": losses.mean().item(),
@@ -222,10 +227,10 @@ def fit(
             judged = model if averaged is None else averaged
             if epoch % evaluate_every == 0 or epoch == epochs:
                 if val is not None:
-                    result = evaluate(judged, val, device=str(device), precision=precision)
+                    result = evaluate(judged, val, views=views, device=str(device), precision=precision)
                     row |= {"val_loss": result["loss"], "val_accuracy": result["accuracy"]}
                 for name, dataset in (watch or {}).items():
-                    result = evaluate(judged, dataset, device=str(device), precision=precision)
+                    result = evaluate(judged, dataset, views=views, device=str(device), precision=precision)
                     row[f"{name}_accuracy"] = result["accuracy"]
                 score = [row["val_accuracy"], -row["val_loss"]] if val is not None else [epoch, 0]
                 if state["best"] is None or score > state["best"]:
@@ -249,7 +254,10 @@ def fit(
         model.eval()
         table.close(state["best_epoch"], interrupted)
     history = pd.DataFrame(state["rows"])
-    history.attrs = {"best_epoch": state["best_epoch"], "interrupted": interrupted}
+    history.attrs = {
+        "best_epoch": state["best_epoch"], "interrupted": interrupted, "device": name_device(device),
+        "precision": str(precision).removeprefix("torch."),
+    }  # fmt: skip
     return history
 
 
@@ -258,7 +266,7 @@ def evaluate(
     model: nn.Module,
     dataset,
     *,
-    views: Iterable[Callable] = (lambda inputs: inputs,),
+    views: Sequence[Callable] = (lambda inputs: inputs,),
     batch_size: int = 64,
     device: str = "auto",
     precision: str | torch.dtype = "auto",
@@ -299,7 +307,7 @@ def cross_validate(
     *,
     folds: Iterable[int] | None = None,
     seeds: Iterable[int] = (0,),
-    views: Iterable[Callable] = (lambda inputs: inputs,),
+    views: Sequence[Callable] = (lambda inputs: inputs,),
     **fit_arguments,
 ) -> dict:
     """Train a fresh model for every seed and test fold of the official folds; the fold after that is for validation.
@@ -308,7 +316,7 @@ def cross_validate(
         make_model: builds an untrained model; called right after seeding, so a run depends on its seed and fold alone.
         dataset: all clips, row for row as in `clips`, which has a `fold` column.
         folds: the test folds to visit; all of them by default.
-        views: see `evaluate`; used for the final test only.
+        views: see `evaluate`; for validation and test alike.
         fit_arguments: passed to `fit`.
 
     Returns a dict:
@@ -317,21 +325,28 @@ def cross_validate(
             best on the test fold, which is what many papers print; for comparison with those only) and seconds.
         predictions: DataFrame, one row a seed and test clip: seed, fold, clip (row of `clips`), target, predicted,
             correct, p0, p1, ... (probability a class).
-        histories: (seed, fold) -> history of `fit`. model: the first trained model. Ctrl-C ends it with the folds done.
+        histories: (seed, fold) -> history of `fit`. model: the first trained model.
+    Ctrl-C ends it with the rounds so far, the last with its best weights so far; before there are any, it is raised.
     """
     folds = sorted(clips["fold"].unique()) if folds is None else list(folds)
+    rounds = list(itertools.product(seeds, folds))
+    if not rounds:
+        raise ValueError("There is nothing to cross-validate: give one seed and one fold at least.")
     dataset = _on_device(dataset, pick_device(fit_arguments.get("device", "auto")))
     places = {name: fit_arguments[name] for name in ("device", "precision") if name in fit_arguments}
     rows, predictions, histories, first_model = [], [], {}, None
-    for seed, fold in itertools.product(seeds, folds):
+    for number, (seed, fold) in enumerate(rounds, 1):
         train, val, test = split_by_fold(clips, fold)
         train_set, val_set, test_set = (Subset(dataset, indices.tolist()) for indices in (train, val, test))
         seed_everything(seed)
         model = make_model()
-        history = fit(model, train_set, val_set, watch={"test": test_set}, **fit_arguments)
-        if history.attrs["interrupted"]:
-            break
-        first_model = first_model or model
+        title = f"test fold {fold}, seed {seed} ({number} of {len(rounds)})"
+        history = fit(model, train_set, val_set, watch={"test": test_set}, views=views, title=title, **fit_arguments)
+        if history.attrs["best_epoch"] == 0:  # stopped by hand before the first validation
+            if rows:
+                break
+            raise KeyboardInterrupt(f"stopped before the first validation of {title}")
+        first_model = model if first_model is None else first_model
         histories[seed, int(fold)] = history
         result = evaluate(model, test_set, views=views, **places)
         best = history.set_index("epoch").loc[history.attrs["best_epoch"]]
@@ -347,8 +362,9 @@ def cross_validate(
             "correct": predicted == result["targets"],
             **{f"p{label}": column for label, column in enumerate(result["probabilities"].T)},
         }))  # fmt: skip
-    if not rows:
-        raise KeyboardInterrupt("stopped before the first fold was done")
+        if history.attrs["interrupted"]:
+            print(f"Stopped by hand: {number} of {len(rounds)} rounds, the last one shorter than asked.")
+            break
     return {
         "folds": pd.DataFrame(rows),
         "predictions": pd.concat(predictions, ignore_index=True),
@@ -405,9 +421,10 @@ def _update_average(averaged: nn.Module, model: nn.Module, decay: float) -> None
 class _EpochTable:
     """Progress: a table of epochs that stays and one plain bar that goes; text only, so a saved notebook keeps it."""
 
-    def __init__(self, epochs: int, steps_per_epoch: int, evaluate_every: int, visible: bool):
+    def __init__(self, epochs: int, steps_per_epoch: int, evaluate_every: int, visible: bool, title: str):
         self.epochs, self.steps_per_epoch, self.visible = epochs, steps_per_epoch, visible
-        self.lines = [f"{'epoch':>7} {'lr':>9} {'train loss':>11} {'train acc':>10} {'val loss':>9} {'val acc':>8}"]
+        self.lines = [title] if title else []
+        self.lines += [f"{'epoch':>7} {'lr':>9} {'train loss':>11} {'train acc':>10} {'val loss':>9} {'val acc':>8}"]
         # twenty rows say as much as three hundred
         self.every = evaluate_every * math.ceil(epochs / 20 / evaluate_every)
         self.started = self.shown = time.perf_counter()
@@ -417,7 +434,7 @@ class _EpochTable:
 
             self.handle = display(self._text(), display_id=True)
         elif visible:
-            print(self.lines[0])
+            print(*self.lines, sep="\n")
 
     def step(self, epoch: int, step: int) -> None:
         now = time.perf_counter()

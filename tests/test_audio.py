@@ -58,6 +58,16 @@ def test_an_odd_sample_rate_needs_no_giant_filter_and_keeps_the_pitch(tmp_path):
     assert audio._make_resampler(44101, 16000).kernel.numel() < 5e6
 
 
+@pytest.mark.parametrize("n_samples", [1, 441, 5000, 44100])
+@pytest.mark.parametrize(("file_rate", "sample_rate"), [(44100, 16000), (11025, 16000), (16000, 44100), (44101, 16000)])
+def test_resampling_in_blocks_equals_the_resampler(file_rate, sample_rate, n_samples):
+    waveform = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, n_samples).astype(np.float32))
+    resampler = audio._make_resampler(file_rate, sample_rate)
+    expected = resampler(waveform)
+    assert len(resampler.kernel) >= audio._PHASES and len(audio._resample(waveform, resampler)) == len(expected)
+    torch.testing.assert_close(audio._resample(waveform, resampler), expected, rtol=0, atol=1e-6)
+
+
 def test_fix_length_trims_the_end_and_pads():
     waveform = np.array([1, 2, 3], dtype=np.int16)
     assert fix_length(waveform, 2).tolist() == [1, 2]
@@ -117,6 +127,19 @@ def test_decode_reads_compressed_files(tmp_path, end):
     row = decode_one(write(tmp_path / f"a{end}", tone), 16000, 2, cache_dir=tmp_path)
     peak = np.abs(np.fft.rfft(row)).argmax() / 2  # Hz
     assert peak == 440 and abs(np.abs(row[4000:28000]).max() / 32768 - 0.5) < 0.03
+
+
+def test_an_mp3_that_does_not_say_how_long_it_is_is_not_cut_off(tmp_path):
+    noise = np.random.default_rng(0).uniform(-0.9, 0.9, 80000) * np.repeat([0, 1], 40000)  # a quiet start: few bytes
+    path = write(tmp_path / "a.mp3", noise, bitrate_mode="VARIABLE", compression_level=0.3)
+    content = (tmp_path / "a.mp3").read_bytes()
+    second = content.index(content[:2], content.index(b"Xing"))
+    (tmp_path / "a.mp3").write_bytes(content[second:])  # without the frame that gives the number of frames
+    waveform, _ = read_audio(path)
+    assert soundfile.info(path).frames > len(waveform) >= 80000  # what its size would make of it
+    row = decode_one(path, 16000, 6, cache_dir=tmp_path)
+    np.testing.assert_array_equal(row[: len(waveform)], np.clip(np.rint(waveform * 32768), -32768, 32767))
+    assert not row[len(waveform) :].any()
 
 
 def test_the_cache_is_used_until_a_file_or_an_argument_changes(tmp_path, noise, monkeypatch):

@@ -36,13 +36,14 @@ def damaged(tmp_path) -> dict[str, str]:
     """Every kind of damaged file, and the reason that must be given for it."""
     folder = tmp_path / "damaged"
     folder.mkdir()
-    for end in ("wav", "aiff", "flac", "ogg", "mp3"):
+    for end in ("wav", "aiff", "flac", "ogg"):
         whole = folder / f"cut.{end}"
         write(whole)
         whole.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
     write(folder / "long.ogg", np.tile(TONE, 20))
     (folder / "long.ogg").write_bytes((folder / "long.ogg").read_bytes()[:-100])  # in its last page
     (folder / "text.wav").write_text("This is no recording.\n" * 50)
+    (folder / "garbage.mp3").write_bytes(np.random.default_rng(0).bytes(5000))
     (folder / "nothing.wav").touch()
     (folder / "folder.wav").mkdir()
     write(folder / "no_samples.wav", TONE[:0])
@@ -55,7 +56,7 @@ def damaged(tmp_path) -> dict[str, str]:
         "cut.wav": "cut off",
         "cut.aiff": "cut off",
         "cut.flac": "cannot be read as audio",
-        "cut.mp3": "cut off",
+        "garbage.mp3": "cannot be read as audio",
         "cut.ogg": "cannot be read as audio",
         "long.ogg": "cut off",
         "text.wav": "cannot be read as audio",
@@ -122,6 +123,18 @@ def test_read_audio_names_the_damaged_file(tmp_path, damaged):
         with pytest.raises((ValueError, FileNotFoundError), match=reason) as caught:
             read_audio(path)
         assert str(path) in str(caught.value)
+
+
+def test_an_mp3_that_is_cut_gives_what_it_holds(tmp_path):
+    path = tmp_path / "a.mp3"
+    whole, _ = read_audio(write(path, np.tile(TONE, 10)))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    cut, _ = read_audio(path)
+    assert len(whole) >= 160000 and 0.55 < len(cut) / len(whole) < 0.65
+    np.testing.assert_array_equal(cut, whole[: len(cut)])
+    row = decode(table(path), 16000, 8, cache_dir=tmp_path, progress=False)[0]
+    np.testing.assert_array_equal(row[: len(cut)], np.rint(cut * 32768))
+    assert not row[len(cut) :].any()
 
 
 def test_a_recorder_that_streams_writes_no_length_and_is_not_cut(tmp_path):
@@ -274,6 +287,36 @@ def test_two_processes_fill_one_cache_at_once(tmp_path):
     np.testing.assert_array_equal(np.load(cache)[:, 0], range(60))
 
 
+def test_a_cache_that_cannot_be_replaced_is_used_if_it_is_whole(tmp_path, monkeypatch):
+    clips = table(write(tmp_path / "a.wav"), write(tmp_path / "b.wav", TONE[::-1]))
+    (tmp_path / "other").mkdir()
+
+    def replace_slowly(temporary, cache, whole=True):  # Windows: another process has made it, and has it open
+        content = temporary.read_bytes()
+        cache.write_bytes(content if whole else content[:-1])
+        raise PermissionError(errno.EACCES, "Access is denied")
+
+    monkeypatch.setattr(os, "replace", replace_slowly)
+    np.testing.assert_array_equal(decode_quietly(clips, cache_dir=tmp_path / "cache"), [TONE, TONE[::-1]])
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    monkeypatch.setattr(os, "replace", lambda *names: replace_slowly(*names, whole=False))
+    with pytest.raises(OSError, match="could not be written to .*other: Access is denied"):
+        decode_quietly(clips, cache_dir=tmp_path / "other")
+    assert [path.name[0] for path in (tmp_path / "other").iterdir()] == ["2"]  # nothing of ours
+
+
+def test_a_full_disk_never_turns_a_skipping_cache_into_a_whole_one(tmp_path, monkeypatch):
+    clips = table(write(tmp_path / "a.wav"), tmp_path / "missing.wav")
+    decode_quietly(clips, cache_dir=tmp_path / "cache", on_error="skip")
+
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(audio, "_write_header", fail)
+    with pytest.raises(OSError, match="could not be written"):
+        decode_quietly(clips, cache_dir=tmp_path / "cache")
+
+
 def test_decode_refuses_arguments_that_make_no_sense(tmp_path):
     clips = table(write(tmp_path / "a.wav"))
     with pytest.raises(ValueError, match="no column 'path'"):
@@ -329,6 +372,8 @@ def test_load_esc50_names_what_is_missing(tmp_path):
     csv.write_text(header + "1-0-A-0.wav,1,0,dog,False,0,A\n")
     with pytest.raises(ValueError, match="marks no clip as part of ESC-10"):
         load_esc50(tmp_path, subset="esc10")
+    with pytest.raises(ValueError, match=r"esc50.csv holds one class only \(dog\)"):
+        load_esc50(tmp_path)
 
 
 def test_load_folder_names_what_is_missing(tmp_path):
@@ -357,6 +402,11 @@ def test_load_folder_names_what_is_missing(tmp_path):
     write(tmp_path / "cat" / "2.wav")
     with pytest.raises(ValueError, match="add up to 1"):
         load_folder(tmp_path, split=(0.7, 0.2, 0.2))
+    with pytest.raises(ValueError, match="n_folds=2 is too few"):
+        load_folder(tmp_path, n_folds=2)
+    (tmp_path / "cat" / "2.wav").unlink()
+    with pytest.raises(ValueError, match=r"3 sources .* fold of a cross-validation; too few in: cat \(2\)"):
+        load_folder(tmp_path, split=(0.8, 0, 0.2))
 
 
 def test_load_folder_names_what_is_wrong_in_a_csv(tmp_path):
@@ -372,6 +422,7 @@ def test_load_folder_names_what_is_wrong_in_a_csv(tmp_path):
         ("path,label", rows[::2], r"one class only \(a\)"),
         ("path,label,split", [f"{row},training" for row in rows], "train, val or test, not 'training'"),
         ("path,label,split", [f"{row},train" for row in rows], "no clip to val and test"),
+        ("path,label,fold", [f"{row},one" for row in rows], "line 2: fold must be a whole number, not 'one'"),
         ("path,label,source", [f"{row},s" for row in rows], r"too few in: a \(1\), b \(1\)"),
         ("path,label,source", [f"{row}," for row in rows], "line 2: source is empty"),
     ):

@@ -20,7 +20,7 @@ from shared_utils import datasets
 from shared_utils.audio import decode
 from shared_utils.datasets import ArrayDataset, download, load_esc50, load_folder
 from shared_utils.demo_data import make_everyday_sounds
-from shared_utils.splits import audit
+from shared_utils.splits import LeakError, audit, split_by_fold
 
 CATEGORIES = ("rooster", "dog", "can_opening", "airplane")  # official order (target), not the alphabet's
 
@@ -140,7 +140,7 @@ def test_load_esc50_reads_the_real_esc10(real_data):
 
 def test_load_folder_keeps_sources_whole_and_shares_close(tmp_path):
     clips = load_folder(make_folder(tmp_path / "sounds", 20), source_pattern=r"^(\w+?)_take")
-    assert clips.columns.tolist() == ["path", "label", "class_name", "split", "source"]
+    assert clips.columns.tolist() == ["path", "label", "class_name", "fold", "split", "source"]
     assert clips.attrs == {"data_set": "sounds", "demo": False} and len(clips) == 120
     assert set(clips["source"]) == {f"{name}{k}" for name in ("cat", "dog") for k in range(20)}
     assert clips.groupby("source")["split"].nunique().max() == 1
@@ -149,6 +149,41 @@ def test_load_folder_keeps_sources_whole_and_shares_close(tmp_path):
     pd.testing.assert_frame_equal(clips, again)
     other = load_folder(tmp_path / "sounds", seed=1, source_pattern=r"^(\w+?)_take")
     assert (clips["split"] != other["split"]).any()
+
+
+def test_load_folder_makes_folds_for_a_cross_validation(tmp_path, capsys):
+    folder = make_folder(tmp_path / "sounds", 10)
+    arguments = {"source_pattern": r"^(\w+?)_take"}
+    clips = load_folder(folder, **arguments)
+    assert pd.crosstab(clips["class_name"], clips["fold"]).to_numpy().tolist() == [[6] * 5] * 2
+    assert clips.groupby("source")["fold"].nunique().max() == 1
+    train, val, test = split_by_fold(clips, 5)
+    assert set(clips["fold"][train]) == {2, 3, 4} and set(clips["fold"][val]) == {1} and len(test) == 12
+    assert (load_folder(folder, seed=1, **arguments)["fold"] != clips["fold"]).any()
+    assert set(load_folder(folder, n_folds=3, **arguments)["fold"]) == {1, 2, 3}
+    assert capsys.readouterr().out == ""
+
+    for file in (folder / "dog").glob("dog[4-9]*"):
+        file.unlink()
+    clips = load_folder(folder, **arguments)
+    assert pd.crosstab(clips["class_name"], clips["fold"]).loc["dog"].tolist() == [3] * 4
+    assert sorted(clips.loc[clips["class_name"] == "cat", "fold"].value_counts()) == [6, 6, 9, 9]
+    assert capsys.readouterr().out == "Made 4 folds instead of 5: the class dog has only 4 sources.\n"
+
+
+def test_the_audit_of_a_folder_checks_split_and_folds(tmp_path):
+    clips = load_folder(make_folder(tmp_path / "sounds", 10), source_pattern=r"^(\w+?)_take")
+    waveforms = np.random.default_rng(0).integers(-99, 99, (len(clips), 50)).astype(np.int16)
+    counts = audit(clips, waveforms)
+    assert counts.columns.tolist() == ["train", "val", "test"]
+    assert "60 clips from 20 sources on 3 sides (split) and 5 sides (fold)" in counts.attrs["verdict"]
+    for column, others in (("split", {"train": "val", "val": "test", "test": "train"}), ("fold", {1: 2, 2: 1})):
+        wrong = clips.copy()
+        row = int(clips.index[clips[column].isin(list(others))][0])
+        wrong.loc[row, column] = others[clips.loc[row, column]]
+        with pytest.raises(LeakError, match=f"1 sources.*\n  {column} ") as caught:
+            audit(wrong, waveforms)
+        assert set(caught.value.rows["source"]) == {clips["source"][row]}
 
 
 def test_load_folder_takes_each_file_for_its_own_source_without_a_pattern(tmp_path):
@@ -182,6 +217,10 @@ def test_load_folder_reads_a_csv(tmp_path):
     sides = ["train"] * 6 + ["val"] * 2 + ["test"] * 2
     pd.DataFrame(rows, columns=["path", "label", "source"]).assign(split=sides * 2).to_csv(csv, index=False)
     assert load_folder(csv)["split"].tolist() == sides * 2
+    folds = [1, 1, 2, 2, 3, 3, 4, 4, 7, 7]
+    pd.DataFrame(rows, columns=["path", "label", "source"]).assign(fold=folds * 2).to_csv(csv, index=False)
+    assert load_folder(csv)["fold"].tolist() == folds * 2
+    assert set(load_folder(csv)["split"]) == {"train", "val", "test"}
     assert load_folder(csv, source_pattern=r"(\d+)")["source"].tolist() == [str(k) for k in range(10)] * 2
 
 

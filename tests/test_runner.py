@@ -1,15 +1,17 @@
 """The runner on tiny notebooks: settings, failures, the table, published results, slides and fresh outputs."""
 
 import json
+import os
 import sys
 import types
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from shared_utils import notebooks
+from shared_utils import device, notebooks, plotting
 
 SETTINGS = """
 SEED = 0  # any whole number
@@ -23,7 +25,7 @@ WORK = """
 import json
 from pathlib import Path
 root = Path.cwd().parent
-figures, run = root / "figures" / "tiny", root / "models" / "tiny" / f"run-{SEED}"
+figures, run = root / "figures" / "tiny", root / "models" / "tiny" / f"20260101-00000{SEED}-0123abcd"
 figures.mkdir(parents=True, exist_ok=True)
 run.mkdir(parents=True, exist_ok=True)
 for ending in ("png", "svg"):
@@ -32,8 +34,10 @@ demo, headline = DATA_DIR == "data", f"test accuracy {RATES[0] * 100:.1f} %"
 rows = [{"data": "ESC-10", "model": "b", "metric": "accuracy", "mean": 0.1 + 0.2, "extra": 1},
         {"data": "ESC-10", "model": "a", "metric": "accuracy", "mean": RATES[0], "device": "abacus"}]
 (run / "results.json").write_text(json.dumps(rows))
+(run / "weights.safetensors").write_text(f"weights {SEED}")
 record = {"headline": headline, "data": {"demo": demo}, "device": "cuda", "versions": {"torch": "2.11.0"}}
-(run / "run.json").write_text(json.dumps(record))
+(run / "run.json").write_text(json.dumps(record | {"publish_as": "tiny_weights"}))
+print("saved in", run)
 """
 
 
@@ -89,6 +93,7 @@ def test_run_refuses_wrong_requests_before_anything_runs(house, capsys):
         (["run", "--set", "EPOCHS=3"], "EPOCHS is no setting of tiny; its settings are: SEED, RATES, DATA_DIR, FAST"),
         (["run", "--set", "SEED=one"], "SEED=one cannot be right"),
         (["run", "--set", "FAST=false"], "FAST=false cannot be right"),
+        (["run", "--set", "RATES=0.5"], "RATES=0.5 cannot be right"),
         (["run", "--only", "tinny"], "no notebook called 'tinny'; there is: tiny, other"),
         (["run", "--data-dir", "nowhere"], "DATA_DIR=nowhere is not a folder"),
         (["results"], "name its folder"),
@@ -118,6 +123,7 @@ def test_run_goes_on_after_a_failure_and_tells_where_it_was(house, capsys):
     assert any(output.output_type == "error" for cell in executed.cells for output in cell.get("outputs", []))
     executed = nbformat.read(house / "executed" / "tiny.ipynb", as_version=4)
     assert f'DATA_DIR = "{house / "recordings"}"' in executed.cells[2].source  # seen from the user's folder
+    assert [folder.name for folder in (house / "models").iterdir()] == ["tiny"]  # no weights published
 
 
 def test_a_kernel_that_dies_is_one_failed_notebook(house, capsys):
@@ -128,34 +134,122 @@ def test_a_kernel_that_dies_is_one_failed_notebook(house, capsys):
     assert "DeadKernelError" in capsys.readouterr().out
 
 
-def test_results_replace_the_rows_of_their_notebook_and_refuse_demo_data(house, capsys):
-    path = write_notebook(house / notebooks.TASKS[1] / "tiny.ipynb", WORK)
-    results = path.parent / "results"
+# What another run of the same notebook does in the repository while a published one is under way.
+OTHER_RUN = """
+import sys
+assert str(root) in sys.path and Path(DATA_DIR).is_absolute()
+for name, text in [("figures/tiny/02_other.png", "other"), ("models/tiny/20250101-000000-0123abcd/run.json", "{{}}")]:
+    file = Path({house!r}) / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+"""
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+@pytest.fixture
+def published(house) -> Path:
+    """The results folder of a notebook before it is published again, with rows, figures and weights of last time."""
+    notebook = house / notebooks.TASKS[1] / "tiny.ipynb"
+    write_notebook(notebook, WORK, OTHER_RUN.format(house=str(house)))
+    results = notebook.parent / "results"
     (results / "tiny").mkdir(parents=True)
-    (results / "tiny" / "01_old_name.png").write_text("old")
+    (results / "tiny" / "old_name.png").write_text("old")
     (results / "settings.json").write_text('{"tiny": {"SEED": 3, "RATES": [0.875]}}')
     earlier = [{"notebook": "tiny", "mean": 0.1}, {"notebook": "a", "mean": 0.2}]
     (results / "results.json").write_text(json.dumps(earlier))
-    (house / "figures" / "tiny").mkdir(parents=True)
-    (house / "figures" / "tiny" / "09_of_another_run.png").write_text("other")
+    (house / "models" / "tiny_weights").mkdir(parents=True)
+    for name in ("run.json", "weights.safetensors", "old_file"):
+        (house / "models" / "tiny_weights" / name).write_text("old")
+    return results
 
+
+def test_results_replace_the_rows_figures_and_weights_of_their_notebook(house, published):
     assert notebooks.main(["results", "--data-dir", "../recordings"]) == 0
-    other, a, b = json.loads((results / "results.json").read_text())
+    other, a, b = json.loads((published / "results.json").read_text())
     assert other == {"notebook": "a", "mean": 0.2}
     assert (a["model"], a["mean"], a["device"]) == ("a", 0.875, "abacus")  # what the row says itself is kept
     assert (b["model"], b["mean"], b["device"], b["extra"]) == ("b", 0.3, "cuda", 1)
     assert a["command"] == "make results ONLY=tiny DATA_DIR=recordings"
     assert a["versions"] == b["versions"] == {"torch": "2.11.0"}
     assert list(b) == ["notebook", "data", "model", "metric", "mean", "device", "command", "versions", "extra"]
-    assert sorted(file.name for file in (results / "tiny").iterdir()) == ["01_curve.png", "01_curve.svg"]
-    assert (results / "tiny" / "01_curve.svg").read_text() == "3"
+    assert names_in(published) == ["results.json", "settings.json", "tiny"]
+    assert names_in(published / "tiny") == ["curve.png", "curve.svg"]  # no old name, number, or other run's figure
+    assert (published / "tiny" / "curve.svg").read_text() == "3"
 
-    before = (results / "results.json").read_bytes()
-    capsys.readouterr()
-    path.write_text(path.read_text().replace("DATA_DIR ==", "DATA_DIR !="))  # as if the folder held no data set
+    runs, weights = house / "models" / "tiny", house / "models" / "tiny_weights"
+    assert names_in(house / "models") == ["tiny", "tiny_weights"]
+    assert names_in(runs) == ["20250101-000000-0123abcd", "20260101-000003-0123abcd"]
+    assert names_in(weights) == ["results.json", "run.json", "weights.safetensors"]
+    for name in names_in(weights):
+        assert (weights / name).read_bytes() == (runs / "20260101-000003-0123abcd" / name).read_bytes()
+    assert (weights / "weights.safetensors").read_text() == "weights 3"
+
+    assert names_in(house / "executed") == ["tiny_results.ipynb"]  # the copy of the repository is gone
+    executed = nbformat.read(house / "executed" / "tiny_results.ipynb", as_version=4)
+    assert executed.cells[3].outputs[0].text == f"saved in {runs / '20260101-000003-0123abcd'}\n"
+    assert names_in(house / "figures" / "tiny") == ["02_other.png"] and os.environ["PYTHONPATH"] == ""
+
+
+@pytest.mark.parametrize(
+    "change, status, words",
+    [
+        (("DATA_DIR ==", "DATA_DIR !="), "not published", "nothing published, because this run used demo data"),
+        (("tiny_weights", "tiny"), "not published", "publish_as='tiny' is taken or no plain folder name"),
+        (("tiny_weights", "../tiny_weights"), "not published", "'../tiny_weights' is taken or no plain folder name"),
+        (("[(\\\"figures", "1 / 0, [(\\\"figures"), "failed in cell 4", "ZeroDivisionError"),
+    ],
+)
+def test_a_run_that_may_not_be_published_is_kept(house, published, capsys, change, status, words):
+    path = house / notebooks.TASKS[1] / "tiny.ipynb"
+    assert change[0] in path.read_text()
+    path.write_text(path.read_text().replace(*change))
+    taken = house / "models" / "tiny" / "20260101-000003-0123abcd"
+    taken.mkdir(parents=True)
+    (taken / "run.json").write_text("somebody's")
+    files = [file for file in [*published.rglob("*"), *(house / "models").rglob("*")] if file.is_file()]
+    before = {file: file.read_bytes() for file in files}
+
     assert notebooks.main(["results", "--data-dir", "../recordings"]) == 1
-    assert "nothing published, because this run used demo data" in capsys.readouterr().out
-    assert (results / "results.json").read_bytes() == before
+    shown = capsys.readouterr().out
+    assert words in shown and status in shown.splitlines()[-1]
+    assert {file: file.read_bytes() for file in files} == before
+    assert names_in(published / "tiny") == ["old_name.png"]
+    assert (house / "models" / "tiny" / "20260101-000004-0123abcd" / "weights.safetensors").read_text() == "weights 3"
+    assert names_in(house / "executed") == ["tiny_results.ipynb"]
+
+
+def test_the_table_in_a_readme_is_made_from_the_results(tmp_path):
+    row = {
+        "notebook": "tiny", "data": "ESC-10", "protocol": "five folds", "model": "small", "mean": 0.8125, "sd": 0.0104,
+        "metric": "accuracy", "seeds": 3, "low": 0.761, "high": 0.8596, "n_test": 400, "parameters": 934570,
+        "seconds": 90.0, "command": "make results ONLY=tiny", "device": "abacus",
+    }  # fmt: skip
+    floor = row | {"model": "floor", "mean": 0.9, "sd": None, "seeds": 1, "parameters": None, "seconds": None}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "results.json").write_text(json.dumps([row, floor]))
+    (tmp_path / "README.md").write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    notebooks.write_results_table(tmp_path)
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    assert lines[2].split(" | ")[3:5] == ["accuracy (%)", "95 % interval"]
+    assert lines[4] == "| tiny | ESC-10, five folds | floor | 90.0 | 76.1 to 86.0 | 1 | 400 |  |  |"
+    assert lines[5] == "| tiny | ESC-10, five folds | small | 81.2 ± 1.0 | 76.1 to 86.0 | 3 | 400 | 934,570 | 1.5 |"
+    assert lines[7] == "Made with `make results ONLY=tiny` (abacus)."
+    assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
+    lines = notebooks.results_table([row, floor | {"metric": "macro F1"}]).splitlines()
+    assert [line.split(" | ")[3:5] for line in lines[:4]] == [
+        ["metric", "mean (%)"], ["---", "---"], ["accuracy", "81.2 ± 1.0"], ["macro F1", "90.0"]
+    ]
+
+
+@pytest.mark.parametrize("task", notebooks.TASKS)
+def test_the_numbers_in_each_readme_are_those_of_its_results(task):
+    results = notebooks.ROOT / task / "results" / "results.json"
+    if not results.is_file():
+        pytest.skip(f"{task} has no published results yet")
+    assert notebooks.results_table(json.loads(results.read_text())) in (results.parents[1] / "README.md").read_text()
 
 
 def test_refresh_writes_outputs_without_traces_of_the_machine(house):
@@ -189,10 +283,11 @@ def test_refresh_writes_outputs_without_traces_of_the_machine(house):
 
 
 def test_slides_are_made_of_every_notebook_with_figures(house, monkeypatch, capsys):
-    for name in ("tiny", "other", "empty"):
+    for name in ("tiny", "other", "benchmarks"):
         (house / "figures" / name).mkdir(parents=True)
-    for name in ("tiny", "other"):
         (house / "figures" / name / "01_curve.png").touch()
+    for name in ("tiny", "other"):  # figures that are nobody's book, as those of the benchmarks, have no such file
+        (house / "figures" / name / "figures.json").touch()
 
     def book(name):
         return types.SimpleNamespace(deck=lambda: name)
@@ -202,4 +297,28 @@ def test_slides_are_made_of_every_notebook_with_figures(house, monkeypatch, caps
     assert capsys.readouterr().out.split() == ["other", "tiny"]
     assert notebooks.main(["slides", "--only", "tiny"]) == 0
     assert capsys.readouterr().out.split() == ["tiny"]
-    assert notebooks.main(["slides", "--only", "empty"]) == 2
+    assert notebooks.main(["slides", "--only", "benchmarks"]) == 2
+
+
+def test_slides_hold_what_a_notebook_has_drawn(house, monkeypatch, capsys):
+    from pptx import Presentation
+
+    monkeypatch.setattr(device, "ROOT", house)
+    history = pd.DataFrame({"epoch": [1, 2], "train_loss": [2.0, 1.0], "val_loss": [2.0, 1.5]})
+    history = history.assign(train_accuracy=[0.5, 0.75], val_accuracy=[0.25, 0.5])
+    book = plotting.FigureBook("tiny")
+    book.save("curves", plotting.plot_learning_curves({"one run": history}), caption="Two epochs")
+    book.table("history", history, caption="The same in numbers")
+    (house / "figures" / "benchmarks").mkdir()
+    (house / "figures" / "benchmarks" / "front_end.png").touch()
+    assert notebooks.main(["slides"]) == 0
+    assert capsys.readouterr().out.strip() == str(house / "figures" / "tiny" / "tiny.pptx")
+    _, *slides = Presentation(house / "figures" / "tiny" / "tiny.pptx").slides
+    assert [slide.shapes.title.text for slide in slides] == ["Two epochs", "The same in numbers"]
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_path):
+    (tmp_path / "results.json").write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        notebooks._write_text(tmp_path / "results.json", "\ud800")
+    assert names_in(tmp_path) == ["results.json"] and (tmp_path / "results.json").read_text() == "old"

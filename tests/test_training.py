@@ -99,6 +99,11 @@ def test_warmup_rises_to_the_full_rate_and_unknown_names_are_refused():
         make_optimizer(Net(), "lion", 0.1, 0.0)
 
 
+def test_an_unknown_schedule_is_refused_before_the_first_step(sets):
+    with pytest.raises(ValueError, match="'cosin' is unknown"):
+        train(sets, schedule="cosin")
+
+
 def test_vectors_are_not_decayed():
     decayed, spared = make_optimizer(Net(), "adamw", 0.1, 0.05).param_groups
     assert decayed["weight_decay"] == 0.05 and sum(p.numel() for p in decayed["params"]) == 6 * 16 + 16 * 3
@@ -274,10 +279,40 @@ def test_cross_validation_keeps_the_folds_apart_and_runs_independent(data):
     means = predictions.groupby(["seed", "fold"])["correct"].mean().to_numpy()
     np.testing.assert_allclose(means, table["test_accuracy"])
     assert (table["best_test_accuracy"] >= table["test_accuracy"]).all()
+    for row in table.itertuples():  # what the table says is what the history says of the chosen epoch
+        history = result["histories"][row.seed, row.fold].set_index("epoch")
+        assert row.test_accuracy == history["test_accuracy"][row.best_epoch]
+        assert row.val_accuracy == history["val_accuracy"].max()
 
     alone = cross_validate(Spy, ArrayDataset(marked, targets), clips, folds=[5], seeds=[1], **arguments)
     expected = table.iloc[3:].reset_index(drop=True).drop(columns="seconds")
     pd.testing.assert_frame_equal(alone["folds"].drop(columns="seconds"), expected)
+
+
+def test_an_interrupted_cross_validation_keeps_what_is_done(data):
+    inputs, targets = data
+    clips = pd.DataFrame({"fold": np.arange(66) // 3 % 5 + 1})
+    arguments = {"epochs": 2, "batch_size": 16, "device": "cpu", "progress": False}
+
+    class Impatient(ArrayDataset):
+        left = 0
+
+        def __getitems__(self, indices):
+            Impatient.left -= 1
+            if Impatient.left == 0:
+                raise KeyboardInterrupt
+            return super().__getitems__(indices)
+
+    whole = cross_validate(Net, ArrayDataset(inputs, targets), clips, **arguments)
+    Impatient.left = 21  # in the second round: each takes 2 x (3 steps, 1 validation, 1 watch) and the test
+    part = cross_validate(Net, Impatient(inputs, targets), clips, **arguments)
+    n_done = len(part["folds"])
+    assert 1 <= n_done < 5 and part["folds"]["test_accuracy"][0] == whole["folds"]["test_accuracy"][0]
+    Impatient.left = 1
+    with pytest.raises(KeyboardInterrupt, match="before the first validation of test fold 1, seed 0"):
+        cross_validate(Net, Impatient(inputs, targets), clips, **arguments)
+    with pytest.raises(ValueError, match="nothing to cross-validate"):
+        cross_validate(Net, ArrayDataset(inputs, targets), clips, seeds=[], **arguments)
 
 
 def test_parameters_are_counted():
