@@ -102,6 +102,7 @@ def fit(
     augment: nn.Module | None = None,
     mixup_alpha: float = 0.0,
     ema_decay: float | None = None,
+    monitor: str = "val_accuracy",
     patience: int | None = None,
     evaluate_every: int = 1,
     watch: dict | None = None,
@@ -115,7 +116,7 @@ def fit(
 ) -> pd.DataFrame:
     """Train `model` in place and return its history; the model ends with a copy of its best validation weights.
 
-    Best is the highest validation accuracy, the lower loss among equals; without `val` the last epoch counts.
+    Best is the highest validation accuracy, the lower loss among equals (see `monitor`); without `val` the last epoch.
 
     Args:
         train, val: data sets (see the module's docstring); targets are class indices.
@@ -126,6 +127,8 @@ def fit(
         augment: module applied to training inputs on the device, never in evaluation.
         mixup_alpha: Beta parameter of mixup (Zhang et al. 2018) after `augment`; 0 is off.
         ema_decay: evaluate and keep an exponential moving average of the weights; it follows fast in the first steps.
+        monitor: what chooses the best epoch: "val_accuracy", or "val_loss", which is less noisy where validation clips
+            are few and the targets soft (label smoothing, mixup), and stops too early where they are not.
         patience: stop after this many evaluations without a better one.
         evaluate_every: validate after every so many epochs, and after the last.
         watch: name -> data set, written to the history as `<name>_accuracy` and never used to choose anything.
@@ -148,6 +151,8 @@ def fit(
             f"Nothing to train: {len(train)} clips, epochs={epochs}, batch_size={batch_size}, "
             f"evaluate_every={evaluate_every}; two clips and 1 of each are the least."
         )
+    if monitor not in ("val_accuracy", "val_loss"):
+        raise ValueError(f"monitor={monitor!r} is unknown; choose val_accuracy or val_loss.")
     device = pick_device(device)
     precision = pick_precision(device, precision)
     model.to(device)
@@ -166,8 +171,8 @@ def fit(
     arguments = {  # what a resumed run must share with the interrupted one
         "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr, "weight_decay": weight_decay,
         "schedule": schedule, "warmup": warmup, "step_size": step_size, "label_smoothing": label_smoothing,
-        "max_grad_norm": max_grad_norm, "mixup_alpha": mixup_alpha, "ema_decay": ema_decay, "patience": patience,
-        "evaluate_every": evaluate_every, "augment": str(augment), "n_train": len(train),
+        "max_grad_norm": max_grad_norm, "mixup_alpha": mixup_alpha, "ema_decay": ema_decay, "monitor": monitor,
+        "patience": patience, "evaluate_every": evaluate_every, "augment": str(augment), "n_train": len(train),
     }  # fmt: skip
     if resume_from is not None:
         state, best_weights = _load_checkpoint(resume_from, model, averaged, optimizer_, arguments, device)
@@ -232,7 +237,8 @@ def fit(
                 for name, dataset in (watch or {}).items():
                     result = evaluate(judged, dataset, views=views, device=str(device), precision=precision)
                     row[f"{name}_accuracy"] = result["accuracy"]
-                score = [row["val_accuracy"], -row["val_loss"]] if val is not None else [epoch, 0]
+                score = [row["val_accuracy"], -row["val_loss"]] if monitor == "val_accuracy" else [-row["val_loss"]]
+                score = [epoch] if val is None else score
                 if state["best"] is None or score > state["best"]:
                     best_weights = {name: tensor.clone() for name, tensor in judged.state_dict().items()}
                     state |= {"best": score, "best_epoch": epoch, "stale": 0}

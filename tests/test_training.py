@@ -171,6 +171,14 @@ def test_the_model_ends_with_a_copy_of_its_best_weights(sets):
     assert result["accuracy"] == best["val_accuracy"] and result["loss"] == pytest.approx(best["val_loss"], rel=1e-5)
 
 
+def test_the_loss_can_choose_the_epoch(sets):
+    model, history = train(sets, epochs=15, lr=0.3, schedule="none", ema_decay=None, monitor="val_loss")
+    assert history.attrs["best_epoch"] == history["epoch"][history["val_loss"].idxmin()]
+    assert evaluate(model, sets[1], device="cpu")["loss"] == pytest.approx(history["val_loss"].min(), rel=1e-5)
+    with pytest.raises(ValueError, match="monitor='loss' is unknown"):
+        train(sets, monitor="loss")
+
+
 def test_the_average_is_the_exponential_moving_average_of_the_weights(sets):
     seed_everything(0)
     model = nn.Linear(6, 3)
