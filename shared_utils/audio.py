@@ -21,7 +21,7 @@ from shared_utils.device import resolve_path
 
 _VERSION = 2  # part of the cache's key: raise it whenever the same file would decode to other numbers
 _GROUP = 8  # clips a task of the pool: threads that change for every clip spend their time on that
-_BLOCK = 256  # clips in flight at once, so that a slow disk cannot fill the memory with decoded clips
+_BLOCK = 32  # groups in flight at once, so that a slow disk cannot fill the memory with decoded clips
 _PHASES = 16  # of the resampling filter, multiplied at once: fewer cost more calls, more cost more products with zeros
 
 
@@ -267,8 +267,8 @@ def _fill_cache(
         ):
             _write_header(file, len(paths), n_samples)
             groups = [paths[start : start + _GROUP] for start in range(0, len(paths), _GROUP)]
-            for start in range(0, len(groups), _BLOCK // _GROUP):
-                block = pool.map(lambda group: list(map(read_row, group)), groups[start : start + _BLOCK // _GROUP])
+            for start in range(0, len(groups), _BLOCK):
+                block = pool.map(lambda group: list(map(read_row, group)), groups[start : start + _BLOCK])
                 for row, waveform in enumerate(itertools.chain.from_iterable(block), start * _GROUP):
                     if isinstance(waveform, str):
                         damaged[row] = waveform
