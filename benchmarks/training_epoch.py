@@ -6,8 +6,6 @@ batches (both are added to the first epoch), gathers each batch with one indexin
 where the processor can. Both feed the same spectrograms to the same model; augmentation is left out of both.
 """
 
-import ast
-import json
 import tempfile
 
 import librosa
@@ -20,6 +18,7 @@ from benchmarks import load_clips, time_in_turn
 from shared_utils.audio import decode
 from shared_utils.datasets import ArrayDataset
 from shared_utils.device import resolve_path, seed_everything, set_threads
+from shared_utils.notebooks import load_definitions
 from shared_utils.spectrograms import KaldiFbank
 from shared_utils.training import fit
 
@@ -56,14 +55,8 @@ def train_usual(model, loader) -> None:
 def make_model(n_frames: int, n_classes: int) -> torch.nn.Module:
     """Make the notebook's TinyAST with its convolutional stem, with the notebook's own code."""
     notebook = resolve_path("audio_spectrogram_transformer/audio_transformer_pipeline.ipynb")
-    cells = json.loads(notebook.read_text(encoding="utf8"))["cells"]
-    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    tree = ast.parse(code)
-    definitions = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef)
-    tree.body = [node for node in tree.body if isinstance(node, definitions)]
-    names = {"__name__": notebook.stem}
-    exec(compile(tree, notebook.name, "exec"), names)
-    return names["TinyAST"]("stem", 64, n_frames, n_classes, d_model=128, n_layers=3, n_heads=2, dropout=0.1)
+    TinyAST = load_definitions(notebook)["TinyAST"]
+    return TinyAST("stem", 64, n_frames, n_classes, d_model=128, n_layers=3, n_heads=2, dropout=0.1)
 
 
 def measure(n_runs: int = 3) -> list[dict]:

@@ -90,6 +90,21 @@ def source_hash(notebook: dict) -> str:
     return hashlib.sha256(json.dumps(["".join(cell) for cell in cells]).encode()).hexdigest()
 
 
+def load_definitions(path: Path) -> dict[str, object]:
+    """Execute the imports, classes and functions of a notebook, and nothing else of it; return them by name.
+
+    Models live in the notebooks: this is how a test or a benchmark gets at one without training it.
+    """
+    definitions = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef)
+    names: dict[str, object] = {"__name__": path.stem}
+    for cell in _read_json(path)["cells"]:
+        if cell["cell_type"] == "code":
+            tree = ast.parse("".join(cell["source"]))
+            tree.body = [node for node in tree.body if isinstance(node, definitions)]
+            exec(compile(tree, path.name, "exec"), names)
+    return names
+
+
 # ---- run one notebook
 
 

@@ -27,6 +27,7 @@ from shared_utils.splits import split_by_fold
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("none", "step", "cosine", "onecycle")
+AS_IS = (lambda inputs: inputs,)  # one view: the inputs themselves
 
 
 def learning_rate(
@@ -106,7 +107,7 @@ def fit(
     patience: int | None = None,
     evaluate_every: int = 1,
     watch: dict | None = None,
-    views: Sequence[Callable] = (lambda inputs: inputs,),
+    views: Sequence[Callable] = AS_IS,
     device: str = "auto",
     precision: str = "auto",
     checkpoint: str | os.PathLike | None = None,
@@ -272,7 +273,7 @@ def evaluate(
     model: nn.Module,
     dataset,
     *,
-    views: Sequence[Callable] = (lambda inputs: inputs,),
+    views: Sequence[Callable] = AS_IS,
     batch_size: int = 64,
     device: str = "auto",
     precision: str | torch.dtype = "auto",
@@ -313,7 +314,7 @@ def cross_validate(
     *,
     folds: Iterable[int] | None = None,
     seeds: Iterable[int] = (0,),
-    views: Sequence[Callable] = (lambda inputs: inputs,),
+    views: Sequence[Callable] = AS_IS,
     **fit_arguments,
 ) -> dict:
     """Train a fresh model for every seed and test fold of the official folds; the fold after that is for validation.

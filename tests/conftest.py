@@ -1,7 +1,5 @@
 """Fixtures that several test files share."""
 
-import ast
-import json
 import os
 from pathlib import Path
 
@@ -19,17 +17,3 @@ def real_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("no real recordings beside the repository (../shared/data)")
     return SHARED_DATA
-
-
-def notebook_definitions(path: Path) -> dict:
-    """Run the imports, classes and functions of a notebook, and nothing else of it; return its names."""
-    cells = json.loads(path.read_text(encoding="utf8"))["cells"]
-    names: dict = {"__name__": path.stem}
-    for cell in cells:
-        if cell["cell_type"] != "code":
-            continue
-        tree = ast.parse("".join(cell["source"]))
-        kept = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef)
-        tree.body = [node for node in tree.body if isinstance(node, kept)]
-        exec(compile(tree, path.name, "exec"), names)
-    return names

@@ -5,11 +5,11 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import notebook_definitions
 from torch import nn
 
 from shared_utils.datasets import load_esc50
 from shared_utils.device import ROOT, seed_everything
+from shared_utils.notebooks import load_definitions
 from shared_utils.runs import load_run, predict_files
 
 NOTEBOOK = ROOT / "audio_spectrogram_transformer" / "audio_transformer_pipeline.ipynb"
@@ -17,7 +17,7 @@ NOTEBOOK = ROOT / "audio_spectrogram_transformer" / "audio_transformer_pipeline.
 
 @pytest.fixture(scope="module")
 def notebook():
-    return notebook_definitions(NOTEBOOK)
+    return load_definitions(NOTEBOOK)
 
 
 def make(notebook, embedding, **changes):
