@@ -75,6 +75,9 @@ def decode(
     times and arguments, and is taken from there, read-only, until one of these changes. `n_threads` is the number of
     files read at once; None means as many as PyTorch uses threads.
 
+    A table may have the columns `clip_start`, so that a clip begins so many seconds into its file (NaN: at the
+    beginning), and `clip_volume`, a factor that its samples are multiplied by before they are rounded (NaN: 1).
+
     All damaged files (missing, truncated, no audio, no samples, NaN) are named with their reasons in one ValueError.
     on_error="skip" leaves them out, says how many, and returns (waveforms, kept_clips): the table without them.
     A full disk raises OSError and leaves nothing behind.
@@ -91,12 +94,14 @@ def decode(
         raise ValueError(f"{seconds} s at {sample_rate} Hz is less than one sample; both must be above 0.")
 
     paths = [resolve_path(path) for path in clips["path"]]
-    key = _hash_arguments(paths, sample_rate, n_samples, padding)
+    starts, volumes = _read_column(clips, "clip_start", 0), _read_column(clips, "clip_volume", 1)
+    windows = list(zip(paths, starts, volumes, strict=True))
+    key = _hash_arguments(windows, sample_rate, n_samples, padding)
     cache = resolve_path(cache_dir) / f"{len(paths)}x{n_samples}-{key}.npy"
     waveforms, damaged = _open_cache(cache, len(paths), n_samples)
     if waveforms is None or (damaged and on_error == "raise"):
         read_row = functools.partial(_read_row, sample_rate=sample_rate, n_samples=n_samples, padding=padding)
-        _fill_cache(cache, paths, n_samples, read_row, on_error, n_threads, progress)
+        _fill_cache(cache, windows, n_samples, read_row, on_error, n_threads, progress)
         waveforms, damaged = _open_cache(cache, len(paths), n_samples)
     if waveforms is None:
         raise OSError(f"{cache} cannot be mapped into memory; name a folder on a local disk with cache_dir.")
@@ -111,20 +116,40 @@ def decode(
     return waveforms, kept
 
 
+def _read_column(clips: pd.DataFrame, name: str, default: float) -> list[float]:
+    if name not in clips:
+        return [default] * len(clips)
+    values = clips[name].astype(float).fillna(default)
+    wrong = clips.index[~np.isfinite(values) | (values < 0)]
+    if len(wrong):
+        raise ValueError(f"Clip {wrong[0]} of the table has {name}={values[wrong[0]]}; it must be a number from 0 up.")
+    return values.tolist()
+
+
 def _check_padding(padding: str) -> None:
     if padding not in ("zeros", "repeat"):
         raise ValueError(f"padding={padding!r} is unknown; choose 'zeros' or 'repeat'.")
 
 
-def _read(path: Path, sample_rate: int | None, n_samples: int | None = None) -> tuple[np.ndarray, int]:
-    """Read the first `n_samples` (at `sample_rate`) of a file, or all: int16 where it holds just that, else float32."""
+def _read(
+    path: Path, sample_rate: int | None, n_samples: int | None = None, start: float = 0
+) -> tuple[np.ndarray, int]:
+    """Read `n_samples` (at `sample_rate`) of a file from `start` s on, or all: int16 if it holds just that, or float32.
+
+    With a resampler there are more in front, dropped again: what the filter of the first sample sees.
+    """
     cut_off = _is_cut_off(path)
     with soundfile.SoundFile(path) as file:
         sample_rate = sample_rate or file.samplerate
         resampler = None if sample_rate == file.samplerate else _make_resampler(file.samplerate, sample_rate)
-        n_frames = file.frames
+        first, n_dropped = _find_start(start, file.samplerate, resampler)
+        n_frames = file.frames - first
+        if start and start * file.samplerate >= file.frames:
+            raise ValueError(f"it is over before the clip begins, at {start:g} s")
         if n_samples is not None:
-            n_frames = min(n_frames, _count_needed_frames(n_samples, resampler))
+            n_frames = min(n_frames, _count_needed_frames(n_dropped + n_samples, resampler))
+        if first:
+            file.seek(first)
         frames = file.read(n_frames, dtype="int16" if file.subtype == "PCM_16" else "float32", always_2d=True)
     if len(frames) == 0:
         raise ValueError("it holds no samples")
@@ -138,18 +163,20 @@ def _read(path: Path, sample_rate: int | None, n_samples: int | None = None) -> 
     if not np.isfinite(waveform).all():
         raise ValueError("it holds samples that are NaN or infinite")
     if resampler is not None:
-        waveform = _resample(torch.from_numpy(waveform), resampler).numpy()
+        waveform = _resample(torch.from_numpy(waveform), resampler).numpy()[n_dropped:]
     return waveform, sample_rate
 
 
-def _read_row(path: Path, sample_rate: int, n_samples: int, padding: str) -> np.ndarray | str:
+def _read_row(window: tuple[Path, float, float], sample_rate: int, n_samples: int, padding: str) -> np.ndarray | str:
     """Return a row of the array, int16 (n_samples,), or the reason why there is none."""
+    path, start, volume = window
     try:
-        waveform, _ = _read(path, sample_rate, n_samples)
+        waveform, _ = _read(path, sample_rate, n_samples, start)
     except (OSError, ValueError, soundfile.LibsndfileError) as error:
         return _reason(error)
-    if waveform.dtype != np.int16:
-        waveform = np.clip(np.rint(waveform * 32768), -32768, 32767).astype(np.int16)
+    if waveform.dtype != np.int16 or volume != 1:
+        scale = np.float32(volume if waveform.dtype == np.int16 else 32768 * volume)
+        waveform = np.clip(np.rint(waveform * scale), -32768, 32767).astype(np.int16)
     return fix_length(waveform, n_samples, padding)
 
 
@@ -221,14 +248,28 @@ def _count_needed_frames(n_samples: int, resampler: torch.nn.Module | None) -> i
     return -(-n_samples // step_out) * step_in + resampler.width  # the width: what the last samples' filter still sees
 
 
-def _hash_arguments(paths: list[Path], sample_rate: int, n_samples: int, padding: str) -> str:
-    files = []
-    for path in paths:
-        try:
-            stat = path.stat()
-            files.append((str(path), stat.st_size, stat.st_mtime_ns))
-        except OSError:
-            files.append((str(path), None, None))
+def _find_start(start: float, file_rate: int, resampler: torch.nn.Module | None) -> tuple[int, int]:
+    """Return the first frame to read for a clip that begins at `start` s, and how many samples to drop after that."""
+    if resampler is None:
+        return round(start * file_rate), 0
+    step_in = resampler.orig_freq // resampler.gcd
+    step_out = resampler.new_freq // resampler.gcd
+    first_sample = round(start * file_rate * step_out / step_in)
+    # A multiple of step_in, so that the samples fall where they would if the whole file was read.
+    block = max(0, (first_sample * step_in // step_out - resampler.width) // step_in)
+    return block * step_in, first_sample - block * step_out
+
+
+def _hash_arguments(windows: list[tuple[Path, float, float]], sample_rate: int, n_samples: int, padding: str) -> str:
+    stats, files = {}, []
+    for path, start, volume in windows:
+        if path not in stats:
+            try:
+                stat = path.stat()
+                stats[path] = (str(path), stat.st_size, stat.st_mtime_ns)
+            except OSError:
+                stats[path] = (str(path), None, None)
+        files.append(stats[path] if (start, volume) == (0, 1) else (*stats[path], start, volume))
     arguments = json.dumps([_VERSION, sample_rate, n_samples, padding, files])
     return hashlib.sha256(arguments.encode()).hexdigest()[:20]
 
@@ -248,7 +289,7 @@ def _open_cache(cache: Path, n_clips: int, n_samples: int) -> tuple[np.ndarray |
 
 
 def _fill_cache(
-    cache: Path, paths: list[Path], n_samples: int, read_row, on_error: str, n_threads: int | None, progress: bool
+    cache: Path, windows: list, n_samples: int, read_row, on_error: str, n_threads: int | None, progress: bool
 ) -> None:
     """Write the .npy file row by row, and behind the array, where np.load does not look, the damaged files as JSON.
 
@@ -263,10 +304,10 @@ def _fill_cache(
         with (
             open(temporary, "wb") as file,
             ThreadPoolExecutor(n_threads or n_torch_threads) as pool,
-            tqdm(total=len(paths), desc="decoding", unit="clip", leave=False, disable=not progress) as bar,
+            tqdm(total=len(windows), desc="decoding", unit="clip", leave=False, disable=not progress) as bar,
         ):
-            _write_header(file, len(paths), n_samples)
-            groups = [paths[start : start + _GROUP] for start in range(0, len(paths), _GROUP)]
+            _write_header(file, len(windows), n_samples)
+            groups = [windows[start : start + _GROUP] for start in range(0, len(windows), _GROUP)]
             for start in range(0, len(groups), _BLOCK):
                 block = pool.map(lambda group: list(map(read_row, group)), groups[start : start + _BLOCK])
                 for row, waveform in enumerate(itertools.chain.from_iterable(block), start * _GROUP):
@@ -275,19 +316,19 @@ def _fill_cache(
                     else:
                         file.write(np.ascontiguousarray(waveform, dtype="<i2"))
                     bar.update()
-            if damaged and (on_error == "raise" or len(damaged) == len(paths)):
-                files = "\n".join(f"  {paths[row]}: {reason}" for row, reason in damaged.items())
-                remedy = " (on_error='skip' leaves them out)" if len(damaged) < len(paths) else ""
-                raise ValueError(f"{len(damaged)} of {len(paths)} clips cannot be used{remedy}:\n{files}")
+            if damaged and (on_error == "raise" or len(damaged) == len(windows)):
+                files = "\n".join(f"  {windows[row][0]}: {reason}" for row, reason in damaged.items())
+                remedy = " (on_error='skip' leaves them out)" if len(damaged) < len(windows) else ""
+                raise ValueError(f"{len(damaged)} of {len(windows)} clips cannot be used{remedy}:\n{files}")
             file.write(json.dumps(damaged).encode())
             file.seek(0)
-            _write_header(file, len(paths) - len(damaged), n_samples)
+            _write_header(file, len(windows) - len(damaged), n_samples)
         os.replace(temporary, cache)
     except OSError as error:
-        waveforms, left_out = _open_cache(cache, len(paths), n_samples)
+        waveforms, left_out = _open_cache(cache, len(windows), n_samples)
         if waveforms is not None and (on_error == "skip" or not left_out):
             return  # another process was faster, and Windows replaces no file that is mapped
-        size = len(paths) * n_samples * 2 / 1e6
+        size = len(windows) * n_samples * 2 / 1e6
         raise OSError(
             f"The decoded clips ({size:,.0f} MB) could not be written to {cache.parent}: {error.strerror or error}; "
             "free some space there, or name another folder with cache_dir."

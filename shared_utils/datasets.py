@@ -1,13 +1,17 @@
 """One loader a data set, each giving a table of clips; download and verify; a folder of one's own recordings.
 
-From the command line: python -m shared_utils.datasets download esc50
+From the command line: python -m shared_utils.datasets download esc50 (or speech_commands_v0.02)
 """
 
 import argparse
+import functools
+import gzip
+import hashlib
 import http.client
 import os
 import re
 import stat
+import tarfile
 import tempfile
 import urllib.error
 import urllib.request
@@ -22,13 +26,39 @@ import soundfile
 import torch
 from tqdm.std import tqdm
 
+from shared_utils.audio import read_audio
 from shared_utils.device import resolve_path
-from shared_utils.splits import SIDES, stratified_group_folds, stratified_group_split
+from shared_utils.splits import (
+    COMMANDS,
+    SIDES,
+    LeakError,
+    cut_in_time,
+    speaker_hash_side,
+    stratified_group_folds,
+    stratified_group_split,
+)
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 _ESC50_URL = "https://github.com/karolpiczak/ESC-50/archive/refs/heads/master.zip"
 _ESC50_COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file")
-_DOWNLOAD_COMMAND = "python -m shared_utils.datasets download esc50"
+_DOWNLOAD_COMMAND = "python -m shared_utils.datasets download"
+_SPEECH_COMMANDS_URL = "https://download.tensorflow.org/data/{}.tar.gz"
+# The number of recordings, and the SHA-256 that torchaudio's loader carries; none is published for the test archives.
+_SPEECH_COMMANDS = {
+    "speech_commands_v0.01": (64721, "743935421bb51cccdb6bdd152e04c5c70274e935c82119ad7faeec31780d811d"),
+    "speech_commands_v0.02": (105829, "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"),
+    "speech_commands_test_set_v0.01": (3081, None),
+    "speech_commands_test_set_v0.02": (4890, None),
+}
+_DOWNLOADS = ("esc50", *_SPEECH_COMMANDS)
+_RELEASES = ("v0.02", "v0.01", "test_set_v0.02", "test_set_v0.01")  # of Speech Commands, the preferred one first
+_NOISE, _UNKNOWN, _SILENCE = "_background_noise_", "_unknown_", "_silence_"  # folders of Speech Commands
+_POSITIONS = "speech_commands_transformer/silence_positions_v0.02.csv"
+# SHA-256 of the names of the 408 clips of silence in the test archive v0.02, by which it is known whatever its folder
+# is called.
+_SILENCE_NAMES = "5bce5afdffbfec869e6aeaaa96eacbea6e7aade2c0be51bd4a374f0fcb57c7ea"
+_GUARD = 0.1  # s between the archive's crops and other silence: a whole second would leave 22 s of all noise files
+_DRAWS = 20180409  # seeds which clips are unknown words, the windows of silence, and the folds of silence
 
 
 def load_esc50(data_dir: str | os.PathLike = "data", subset: str | None = None, source: str = "auto") -> pd.DataFrame:
@@ -41,22 +71,7 @@ def load_esc50(data_dir: str | os.PathLike = "data", subset: str | None = None, 
     """
     if subset not in (None, "esc10"):
         raise ValueError(f"subset={subset!r} is unknown; choose None (everything) or 'esc10'.")
-    if source not in ("auto", "real", "demo", "download"):
-        raise ValueError(f"source={source!r} is unknown; choose auto, real, demo or download.")
-    folder = None if source == "demo" else _find_esc50(data_dir)
-    if folder is None and source == "download":
-        folder = download("esc50", data_dir)
-    if folder is None and source == "real":
-        raise FileNotFoundError(
-            f"There is no ESC-50 in {resolve_path(data_dir)}: put the publisher's folder ESC-50-master there, "
-            f"or run `{_DOWNLOAD_COMMAND}`."
-        )
-    if folder is None and source == "auto" and resolve_path(data_dir) != resolve_path("data"):
-        if not resolve_path(data_dir).exists():
-            raise FileNotFoundError(
-                f"The data folder {resolve_path(data_dir)} does not exist: correct it, "
-                "or leave it at 'data' to use the built-in demo data."
-            )
+    folder = _choose_folder(_find_esc50, data_dir, source, "ESC-50", "esc50", "ESC-50-master")
     if folder is None:
         return _load_everyday_sounds(data_dir, source)
     clips, is_esc10 = _read_esc50(folder)
@@ -68,6 +83,145 @@ def load_esc50(data_dir: str | os.PathLike = "data", subset: str | None = None, 
     clips = _add_labels(clips)
     clips.attrs = {"data_set": "ESC-10" if subset == "esc10" or is_esc10.all() else "ESC-50", "demo": False}
     return clips
+
+
+def load_speech_commands(
+    data_dir: str | os.PathLike = "data",
+    classes: str = "modified",
+    *,
+    words: tuple[str, ...] = COMMANDS,
+    unknown: str = "standard",
+    silence: bool = True,
+    release: str | None = None,
+    test: str = "lists",
+    source: str = "auto",
+) -> pd.DataFrame:
+    """Return Speech Commands (Warden 2018) as a table of clips, with the sides of the publisher's lists.
+
+    classes="original": each word is a class. "modified": `words` are classes, the other words "unknown"; of these
+    unknown="standard" draws a tenth of the number of known clips a side, always the same, and "all" takes every one.
+    With `silence` there is a class "silence" as well: windows of a second of the noise files, in modified classes a
+    tenth of the known clips of the side, in original ones as many as a word has on average. Each side draws from a
+    stretch of time of its own (`cut_in_time`), at a volume between 0 and 1, a tenth of the windows near zero.
+
+    Columns: path, label (alphabetical), class_name, word, split, source (the speaker; noise file and side), clip_start
+    (s into the file; NaN: the whole clip) and clip_volume, both read by `decode`. `release` is v0.02, v0.01,
+    test_set_v0.02 or test_set_v0.01, and None the first of them that is there as `data_dir`/speech_commands_<release>;
+    `data_dir` may be that folder. `source` as in `load_esc50`.
+
+    The test archives have no training part: all is "test" or, with a meta/speaker_folds.csv (file, fold, duplicate_of_
+    earlier), there is `fold` instead of `split`, and duplicates are left out. Their silence consists of crops of the
+    noise files; where their positions are known (v0.02: columns noise, noise_start in s), crops that overlap are one
+    source and get a common fold, and `listed_fold` is what the table says.
+
+    test="archive" takes the test side from the archive that lies beside a full release. Training and validation
+    silence then comes from what its crops leave of the noise files: pieces of a second or more that lie 0.1 s away
+    from every crop, dealt whole, in each file about 5 to 2 (v0.02: 77 s and 33 s). Where the positions of the crops
+    are not known, it says so, and the noise files are cut in time as for the lists.
+
+    Raises FileNotFoundError or ValueError for missing lists, listed files, noise or positions, an empty word folder, a
+    name without `_nohash_`, an unknown word asked for, words of one's own where all or only the ten commands are
+    classes, lists that disagree with the speaker-hash rule; LeakError for a speaker on two sides or in two folds.
+    """
+    for name, value, choices in (
+        ("classes", classes, ("original", "modified")),
+        ("unknown", unknown, ("standard", "all")),
+        ("test", test, ("lists", "archive")),
+    ):
+        if value not in choices:
+            raise ValueError(f"{name}={value!r} is unknown; choose {' or '.join(choices)}.")
+    if isinstance(words, str) or not words:
+        raise ValueError(f"words={words!r} must be a tuple of one word or more, like ('yes', 'no').")
+    if classes == "original" and set(words) != set(COMMANDS):
+        raise ValueError("classes='original' makes every word a class; take classes='modified' to choose `words`.")
+    folder, folder_name = _choose_speech_commands(data_dir, release, source, test)
+    demo = folder is None
+    if demo:
+        why = f"No Speech Commands in {data_dir!s}: using" if source == "auto" else "Using"
+        print(
+            f"{why} the built-in demo data (spoken words). The real recordings: `{_DOWNLOAD_COMMAND} {folder_name}`, "
+            f"or name the folder that holds {folder_name}."
+        )
+        folder = _make_spoken_words()
+    name = "spoken words" if demo else _name_speech_commands(folder)
+    if (test == "archive" or _is_test_archive(folder)) and set(words) != set(COMMANDS):
+        raise ValueError("A test archive has the ten commands only as known words; leave `words` as they are.")
+    if _is_test_archive(folder):
+        if classes == "original" or test == "archive":
+            raise ValueError(
+                f"{folder} is a test archive: it has no training part and knows modified classes only; "
+                "take classes='modified' and test='lists', or a full release."
+            )
+        clips = _set_folds(_read_test_archive(folder), folder)
+    else:
+        clips = _read_lists(folder)
+        clips["class_name"] = clips["word"]
+        archive = None
+        if test == "archive" and classes == "original":
+            raise ValueError("test='archive' needs classes='modified': the archive knows no original classes.")
+        if test == "archive":
+            archive = _read_test_archive(_find_archive_beside(folder))
+            clips = clips[clips["split"] != "test"]
+        if classes == "modified":
+            clips = _choose_words(clips, words, unknown, folder)
+        if silence:
+            clips = pd.concat([clips, _draw_silence(clips, folder, classes, archive)])
+        if archive is not None:
+            clips = _join_archive(clips, archive)
+    if not silence:
+        clips = clips[clips["class_name"] != "silence"]
+    clips = clips.reset_index(drop=True)
+    _check_classes(clips, folder)
+    side = "fold" if "fold" in clips else "split"
+    columns = ["path", "class_name", "word", side, "source", "clip_start", "clip_volume"]
+    more = ["noise", "noise_start", "listed_fold"]
+    clips = _add_labels(clips[columns + [column for column in more if column in clips]].copy())
+    clips.attrs = {"data_set": name, "demo": demo}
+    return clips
+
+
+def load_noise(
+    data_dir: str | os.PathLike = "data",
+    side: str | None = None,
+    *,
+    release: str | None = None,
+    test: str = "lists",
+    source: str = "auto",
+    sample_rate: int = 16000,
+) -> np.ndarray:
+    """Return the noise files of Speech Commands one behind the other: int16 (samples,).
+
+    With `side`, "train", "val" or "test", only the stretches of time that `load_speech_commands` with the same `test`
+    draws this side's silence from; with test="archive", whose silence is not drawn, the test side is what the crops
+    of the archive cover. In a test archive's own noise files no stretch is apart from its silence. Arguments as there,
+    `sample_rate` in Hz. Raises FileNotFoundError or ValueError.
+    """
+    if side is not None and side not in SIDES:
+        raise ValueError(f"side={side!r} is unknown; choose train, val, test or None (everything).")
+    if test not in ("lists", "archive"):
+        raise ValueError(f"test={test!r} is unknown; choose lists or archive.")
+    folder, _ = _choose_speech_commands(data_dir, release, source, test)
+    if folder is None:
+        folder = _make_spoken_words()
+    crops = None
+    if test == "archive":
+        if _is_test_archive(folder):
+            raise ValueError(f"{folder} is a test archive itself; name a full release, or take test='lists'.")
+        crops = _find_crops(_find_archive_beside(folder))
+    files = _list_noise(folder)
+    if side is None:
+        parts = [read_audio(file, sample_rate)[0] for file in files]
+    else:
+        parts = []
+        stretches = _share_noise(files, crops)
+        for file, rows in stretches[stretches["side"] == side].groupby("file", sort=False):
+            waveform, _ = read_audio(file, sample_rate)
+            for row in rows.itertuples():  # at another sample rate rounded inwards
+                first, last = -(-row.first * sample_rate // row.rate), row.last * sample_rate // row.rate
+                parts.append(waveform[first:last])
+    if not parts:
+        raise ValueError(f"The noise files of {folder} leave no second for {side}; take test='lists'.")
+    return np.clip(np.rint(np.concatenate(parts) * 32768), -32768, 32767).astype(np.int16)
 
 
 def load_folder(
@@ -84,7 +238,8 @@ def load_folder(
     of the regular expression `source_pattern` finds in the file's name, or the column `source`, or else each file is
     its own. Without a column `split` the shares `split` (train, val, test) are drawn with `seed`, class by class, and
     without a column `fold` the `n_folds` folds of a cross-validation: fewer, and it says so, where a class has fewer
-    sources, but at least three.
+    sources, but at least three. Words of one's own, recorded as `<word>/<speaker>_nohash_<n>.wav`, take
+    source_pattern=r"^(.*)_nohash_": the speaker is the source.
 
     Raises FileNotFoundError or ValueError for nothing to read, one class only, a class with too few sources.
     """
@@ -116,19 +271,29 @@ def load_folder(
 
 
 def download(name: str, data_dir: str | os.PathLike = "data") -> Path:
-    """Fetch a data set from its publisher into `data_dir` and return its folder; "esc50": 600 MB, CC BY-NC 3.0.
+    """Fetch a data set from its publisher into `data_dir` and return its folder.
+
+    "esc50": 600 MB, CC BY-NC 3.0. "speech_commands_v0.02" and "..._v0.01": 2.4 and 1.5 GB, their test archives
+    "speech_commands_test_set_v0.02" and "..._v0.01": 0.1 GB each, CC BY 4.0.
 
     An interrupted download goes on where it stopped. The folder appears under its name only when it is unpacked and
-    verified: 2,000 clips, 40 a class, five folds of 400, every file opens. Raises ConnectionError, OSError, ValueError.
+    verified. ESC-50: 2,000 clips, 40 a class, five folds of 400, every file opens. Speech Commands: the checksum that
+    torchaudio uses, the number of clips, the lists and the speaker-hash rule; for a test archive, which has no
+    published checksum, the number of clips. Raises ConnectionError, OSError, ValueError.
     """
-    if name != "esc50":
-        raise ValueError(f"There is no download called {name!r}; there is: esc50.")
-    folder = _find_esc50(data_dir)
+    if name not in _DOWNLOADS:
+        raise ValueError(f"There is no download called {name!r}; there is: {', '.join(_DOWNLOADS)}.")
+    data_dir = resolve_path(data_dir)
+    folder = (
+        _find_esc50(data_dir) if name == "esc50" else _find_speech_commands(data_dir, name[len("speech_commands_") :])
+    )
     if folder is not None:
-        clips, _ = _read_esc50(folder)
-        print(f"{folder} is already there ({len(clips):,} clips); remove or rename it to download it again.")
+        n_clips = len(_read_esc50(folder)[0]) if name == "esc50" else _count_speech_commands(folder)
+        print(f"{folder} is already there ({n_clips:,} clips); remove or rename it to download it again.")
         return folder
-    return _download_esc50(_ESC50_URL, resolve_path(data_dir))
+    if name == "esc50":
+        return _download_esc50(_ESC50_URL, data_dir)
+    return _download_speech_commands(_SPEECH_COMMANDS_URL.format(name), data_dir / name, *_SPEECH_COMMANDS[name])
 
 
 class ArrayDataset(torch.utils.data.Dataset):
@@ -188,12 +353,33 @@ def _find_esc50(data_dir: str | os.PathLike) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def _choose_folder(find, data_dir: str | os.PathLike, source: str, title: str, name: str, folder_name: str):
+    """Return the folder of the real data set, fetched if that was asked for, or None for the demo data."""
+    if source not in ("auto", "real", "demo", "download"):
+        raise ValueError(f"source={source!r} is unknown; choose auto, real, demo or download.")
+    folder = None if source == "demo" else find(data_dir)
+    if folder is None and source == "download":
+        folder = download(name, data_dir)
+    if folder is None and source == "real":
+        raise FileNotFoundError(
+            f"There is no {title} in {resolve_path(data_dir)}: put the publisher's folder {folder_name} there, "
+            f"or run `{_DOWNLOAD_COMMAND} {name}`."
+        )
+    if folder is None and source == "auto" and resolve_path(data_dir) != resolve_path("data"):
+        if not resolve_path(data_dir).exists():
+            raise FileNotFoundError(
+                f"The data folder {resolve_path(data_dir)} does not exist: correct it, "
+                "or leave it at 'data' to use the built-in demo data."
+            )
+    return folder
+
+
 def _load_everyday_sounds(data_dir: str | os.PathLike, source: str) -> pd.DataFrame:
     from shared_utils.demo_data import make_everyday_sounds
 
     why = f"No ESC-50 in {data_dir!s}: using" if source == "auto" else "Using"
     print(
-        f"{why} the built-in demo data (everyday sounds). The real recordings: `{_DOWNLOAD_COMMAND}`, "
+        f"{why} the built-in demo data (everyday sounds). The real recordings: `{_DOWNLOAD_COMMAND} esc50`, "
         "or name the folder that holds ESC-50-master."
     )
     clips, _ = _read_esc50(make_everyday_sounds(resolve_path("data/demo/everyday_sounds")))
@@ -207,7 +393,8 @@ def _read_esc50(folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
     csv = folder / "meta" / "esc50.csv"
     if not csv.is_file():
         raise FileNotFoundError(
-            f"The table {csv} is missing; unpack the data set again, or remove {folder} and run `{_DOWNLOAD_COMMAND}`."
+            f"The table {csv} is missing; unpack the data set again, "
+            f"or remove {folder} and run `{_DOWNLOAD_COMMAND} esc50`."
         )
     table = _read_csv(csv, _ESC50_COLUMNS)
     for column in ("fold", "target"):
@@ -222,6 +409,403 @@ def _read_esc50(folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
         }
     )
     return clips, (table["esc10"].str.lower() == "true").to_numpy()
+
+
+def _choose_speech_commands(
+    data_dir: str | os.PathLike, release: str | None, source: str, test: str
+) -> tuple[Path | None, str]:
+    """Return the folder of the release, or None for the demo data, and what the publisher calls the folder."""
+    if release is not None and release not in _RELEASES:
+        raise ValueError(f"release={release!r} is unknown; choose {', '.join(_RELEASES)} or None (the newest).")
+    if release is not None and source == "auto":
+        source = "real"  # who names a release wants no other words
+    name = f"speech_commands_{release or _RELEASES[0]}"
+    find = functools.partial(_find_speech_commands, release=release)
+    folder = _choose_folder(find, data_dir, source, "Speech Commands", name, name)
+    if folder is None and test == "archive":
+        raise ValueError("The demo data have no test archive; take test='lists'.")
+    return folder, name
+
+
+def _make_spoken_words() -> Path:
+    from shared_utils.demo_data import make_spoken_words
+
+    return make_spoken_words(resolve_path("data/demo/spoken_words"))
+
+
+def _find_speech_commands(data_dir: str | os.PathLike, release: str | None = None) -> Path | None:
+    data_dir = resolve_path(data_dir)
+    folders = [data_dir / f"speech_commands_{name}" for name in ((release,) if release else _RELEASES)]
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is not None or not data_dir.is_dir():
+        return folder
+    named = re.match(r"speech_commands_(test_set_)?(v0\.0\d)", data_dir.name)
+    has_list = any((data_dir / name).is_file() for name in ("validation_list.txt", "testing_list.txt"))
+    has_words = (data_dir / _NOISE).is_dir() or next(data_dir.glob("*/*_nohash_*"), None) is not None
+    if not (named or has_list or has_words or _is_test_archive(data_dir)):
+        return None
+    kind = "test_set_" if _is_test_archive(data_dir) else ""
+    fits = kind + named[2] == release if named and release else not release or release.startswith("test_") == bool(kind)
+    return data_dir if fits else None
+
+
+def _is_test_archive(folder: Path) -> bool:
+    return "test_set" in folder.name or (folder / _UNKNOWN).is_dir()
+
+
+def _name_speech_commands(folder: Path) -> str:
+    version = re.search(r"v0\.0\d", folder.name)
+    return "Speech Commands" + " test set" * _is_test_archive(folder) + (f" {version[0]}" if version else "")
+
+
+def _list_recordings(folder: Path, names: list[str]) -> pd.DataFrame:
+    """List the recordings of the sub-folders `names`: path, folder, stem (without .wav, .wav.wav, .wav.flac)."""
+    paths, folders, stems, ignored = [], [], [], 0
+    for name in names:
+        files = [file.name for file in os.scandir(folder / name) if not file.name.startswith(".")]
+        audio = sorted(file for file in files if file.lower().endswith(AUDIO_SUFFIXES))
+        if not audio:
+            raise ValueError(
+                f"The folder {folder / name} holds no recordings; remove it, or unpack the data set again."
+            )
+        ignored += len(files) - len(audio)
+        paths += [f"{folder}{os.sep}{name}{os.sep}{file}" for file in audio]
+        folders += [name] * len(audio)
+        stems += [_stem(file) for file in audio]
+    if ignored:
+        print(f"Ignored {ignored} files in the sub-folders of {folder.name} that are no recordings.")
+    clips = pd.DataFrame({"path": paths, "folder": folders, "stem": stems})
+    twice = clips.index[clips.duplicated(["folder", "stem"])]
+    if len(twice):
+        raise ValueError(f"{clips['path'][twice[0]]} is there in two formats; remove one of them.")
+    return clips.sort_values(["folder", "stem"], kind="stable", ignore_index=True)
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"(\.(wav|flac|ogg|mp3))+$", "", name, flags=re.IGNORECASE)
+
+
+def _list_words(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] not in "._")
+
+
+def _check_words(words: tuple[str, ...], there: list[str], folder: Path) -> None:
+    missing = [word for word in dict.fromkeys(words) if word not in there]
+    if missing:
+        raise ValueError(f"{folder} has no word {_first(missing)}; it has {', '.join(there)}.")
+
+
+def _read_lists(folder: Path) -> pd.DataFrame:
+    """Return every clip of a full release with its word, side and speaker, checked against list and rule."""
+    side_of = {}
+    for side, name in (("val", "validation_list.txt"), ("test", "testing_list.txt")):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"The list {folder / name} is missing; unpack the data set again, "
+                "or read words of your own with load_folder."
+            )
+        keys = [_stem(line.strip()) for line in (folder / name).read_text("utf-8").splitlines() if line.strip()]
+        if not keys:
+            raise ValueError(f"{folder / name} lists no clips; unpack the data set again.")
+        both = [key for key in keys if side_of.get(key, side) != side]
+        if both:
+            raise ValueError(f"{both[0]} is on both lists of {folder}; a clip can validate or test, not both.")
+        side_of.update(dict.fromkeys(keys, side))
+    words = _list_words(folder)
+    if not words:
+        raise ValueError(f"{folder} has no word folders; unpack the data set again.")
+    clips = _list_recordings(folder, words).rename(columns={"folder": "word"})
+    clips["source"] = _match_speakers(clips, r"^(.+?)_nohash_")
+    keys = clips["word"] + "/" + clips["stem"]
+    missing = sorted(set(side_of).difference(keys))
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing):,} of the {len(side_of):,} clips on the lists of {folder} are not there "
+            f"({_first(missing)}); unpack the data set again."
+        )
+    clips["split"] = [side_of.get(key, "train") for key in keys]
+    _check_speakers(clips)
+    speakers = clips.drop_duplicates("source")
+    wrong = [speaker_hash_side(f"{name}_nohash_") != side for name, side in speakers[["source", "split"]].to_numpy()]
+    if any(wrong):
+        first = speakers[wrong].iloc[0]
+        raise ValueError(
+            f"The lists of {folder} do not agree with the speaker-hash rule: {first['path']} belongs to "
+            f"{speaker_hash_side(first['path'])}, not to {first['split']}; take the publisher's own lists."
+        )
+    return clips.assign(clip_start=np.nan, clip_volume=1.0)
+
+
+def _match_speakers(clips: pd.DataFrame, pattern: str) -> pd.Series:
+    speakers = clips["stem"].str.extract(pattern, expand=False)
+    wrong = clips["path"][speakers.isna()].tolist()
+    if wrong:
+        raise ValueError(
+            f"{len(wrong):,} files have no speaker and '_nohash_' in their names ({_first(wrong)}); "
+            "rename or remove them."
+        )
+    return speakers
+
+
+def _check_speakers(clips: pd.DataFrame, by: str = "split") -> None:
+    """Check that each speaker is on one side or, with by="fold", in one fold."""
+    on = clips.drop_duplicates(["source", by])
+    both = on[on["source"].duplicated(keep=False)].sort_values("source", kind="stable")
+    if len(both):
+        where = "; ".join(f"{path} in {side}" for path, side in both[["path", by]].to_numpy()[:2])
+        rows = clips[clips["source"].isin(both["source"])].reset_index(drop=True)
+        remedy = "take the publisher's own lists, which keep each speaker on one side."
+        if by == "fold":
+            remedy = "give all clips of a speaker the same fold in meta/speaker_folds.csv."
+        raise LeakError(
+            f"{both['source'].nunique()} speakers are on more than one {'side' if by == 'split' else by}, "
+            f"first {both['source'].iloc[0]} ({where}); {remedy}",
+            rows,
+        )
+
+
+def _choose_words(clips: pd.DataFrame, words: tuple[str, ...], unknown: str, folder: Path) -> pd.DataFrame:
+    """Name the classes: `words` and unknown, of which "standard" keeps a tenth of the known clips on each side."""
+    _check_words(words, sorted(set(clips["word"])), folder)
+    known = clips["word"].isin(words).to_numpy()
+    if known.all():
+        raise ValueError("No word is left over for the class unknown; ask for fewer words, or take classes='original'.")
+    keep = known.copy()
+    for k, side in enumerate(SIDES):
+        here = (clips["split"] == side).to_numpy()
+        others = np.flatnonzero(here & ~known)
+        n_others = len(others) if unknown == "all" else _tenth(np.count_nonzero(here & known))
+        keep[np.random.default_rng([_DRAWS, 0, k]).permutation(others)[:n_others]] = True
+    return clips.assign(class_name=np.where(known, clips["word"], "unknown"))[keep]
+
+
+def _tenth(n: int) -> int:
+    return -(-n // 10)
+
+
+def _list_noise(folder: Path) -> list[Path]:
+    if not (folder / _NOISE).is_dir() and _is_test_archive(folder):
+        raise FileNotFoundError(f"{folder} is a test archive without {_NOISE}; name a full release.")
+    if not (folder / _NOISE).is_dir():
+        raise FileNotFoundError(
+            f"The noise folder {folder / _NOISE} is missing; unpack the data set again, or leave silence out."
+        )
+    files = sorted(file for file in (folder / _NOISE).iterdir() if file.suffix.lower() in AUDIO_SUFFIXES)
+    if not files:
+        raise FileNotFoundError(f"{folder / _NOISE} holds no recordings; unpack the data set again.")
+    return files
+
+
+def _cut_noise(file: Path, n_samples: int, sample_rate: int) -> dict[str, tuple[int, int]]:
+    try:
+        return cut_in_time(n_samples, sample_rate)
+    except ValueError as error:
+        raise ValueError(f"The noise file {file} cannot be shared between the sides: {error}") from error
+
+
+def _share_noise(files: list[Path], crops: pd.DataFrame | None) -> pd.DataFrame:
+    """Return the stretches of the noise files that belong to each side: side, file, first, last, rate (Hz).
+
+    From sample `first` on; `last` is not included. Without `crops` each file is cut in time. With them (noise,
+    noise_start in s) they are the test side, and what they leave is dealt to the others.
+    """
+    rows = []
+    for file in files:
+        try:
+            info = soundfile.info(file)
+        except soundfile.LibsndfileError as error:
+            raise ValueError(f"The noise file {file} cannot be read as audio; unpack the data set again.") from error
+        if crops is None:
+            shares = {side: [cut] for side, cut in _cut_noise(file, info.frames, info.samplerate).items()}
+        else:
+            starts = np.rint(crops["noise_start"][crops["noise"] == file.stem].to_numpy() * info.samplerate)
+            shares = _deal_pieces(info.frames, info.samplerate, np.sort(starts).astype(int))
+        rows += [(side, file, *stretch, info.samplerate) for side in SIDES for stretch in shares[side]]
+    return pd.DataFrame(rows, columns=["side", "file", "first", "last", "rate"])
+
+
+def _deal_pieces(n_samples: int, rate: int, starts: np.ndarray) -> dict[str, list[tuple[int, int]]]:
+    """Return each side's stretches of a file of which seconds were cropped for the test, at the sorted `starts`.
+
+    The longest piece goes first, and one goes to validation where that has less than two fifths of what training has.
+    """
+    guard = round(_GUARD * rate)
+    groups = np.split(starts, np.flatnonzero(np.diff(starts) > rate) + 1)  # of crops that touch
+    test = [(int(group[0]), min(int(group[-1]) + rate, n_samples)) for group in groups if len(group)]
+    firsts = [0, *(last + guard for _, last in test)]
+    lasts = [*(first - guard for first, _ in test), n_samples]
+    pieces = [(first, last) for first, last in zip(firsts, lasts, strict=True) if last - first >= rate]
+    shares, n_dealt = {"train": [], "val": [], "test": test}, {"train": 0, "val": 0}
+    for first, last in sorted(pieces, key=lambda piece: piece[0] - piece[1]):
+        side = "val" if n_dealt["val"] < 0.4 * n_dealt["train"] else "train"
+        shares[side].append((first, last))
+        n_dealt[side] += last - first
+    return shares
+
+
+def _draw_silence(clips: pd.DataFrame, folder: Path, classes: str, archive: pd.DataFrame | None) -> pd.DataFrame:
+    """Draw windows of one second of the noise files for each side that `clips` has, each from its own stretches.
+
+    The files share the windows evenly.
+    """
+    spoken = clips[clips["class_name"] != "unknown"]
+    crops = None if archive is None or "noise" not in archive else archive.dropna(subset="noise_start")
+    stretches = _share_noise(_list_noise(folder), crops)
+    tables = []
+    for k, side in enumerate(SIDES):
+        words = spoken["word"][spoken["split"] == side]
+        n_windows = _tenth(len(words)) if classes == "modified" else round(len(words) / max(1, words.nunique()))
+        here = stretches[stretches["side"] == side]
+        if n_windows and len(here) == 0:
+            raise ValueError(f"The noise files of {folder} leave no second for {side}; take silence=False.")
+        if n_windows:
+            windows = _draw_windows(here, n_windows, np.random.default_rng([_DRAWS, 1, k]))
+            tables.append(windows.assign(split=side))
+    silence = pd.concat(tables, ignore_index=True)
+    stems = [Path(path).stem for path in silence["path"]]
+    silence["source"] = [f"{stem}, {side}" for stem, side in zip(stems, silence["split"], strict=True)]
+    return silence.assign(class_name="silence", word="silence")
+
+
+def _draw_windows(stretches: pd.DataFrame, n_windows: int, rng: np.random.Generator) -> pd.DataFrame:
+    """Draw path, start and volume of windows, every possible start of a file being equally likely."""
+    files = stretches["file"].unique()
+    tables = []
+    for k, file in enumerate(files):
+        firsts, lasts, rates = stretches.loc[stretches["file"] == file, ["first", "last", "rate"]].to_numpy().T
+        n = len(range(k, n_windows, len(files)))
+        before = np.concatenate([[0], np.cumsum(lasts - rates - firsts + 1)])  # possible starts
+        draws = rng.integers(before[-1], size=n)
+        piece = np.searchsorted(before, draws, side="right") - 1
+        starts = (firsts[piece] + draws - before[piece]) / rates[0]
+        tables.append(pd.DataFrame({"path": str(file), "clip_start": starts}))
+    windows = pd.concat(tables, ignore_index=True)
+    volumes = rng.uniform(0, 1, n_windows)
+    volumes[rng.permutation(n_windows)[: round(n_windows / 10)]] *= 0.001
+    return windows.assign(clip_volume=volumes)
+
+
+def _find_archive_beside(folder: Path) -> Path:
+    version = re.search(r"v0\.0\d", folder.name)
+    archive = folder.parent / f"speech_commands_test_set_{version[0] if version else _RELEASES[0]}"
+    if not archive.is_dir():
+        raise FileNotFoundError(
+            f"There is no test archive {archive} beside {folder}: put it there, "
+            f"run `{_DOWNLOAD_COMMAND} {archive.name}`, or take test='lists'."
+        )
+    return archive
+
+
+def _join_archive(clips: pd.DataFrame, archive: pd.DataFrame) -> pd.DataFrame:
+    """Put the archive behind the training and validation clips, none of whose speakers may be in it."""
+    joined = pd.concat([clips, archive], ignore_index=True)
+    _check_speakers(joined)
+    if "noise" in archive:
+        window = joined["clip_start"].notna()
+        joined.loc[window, "noise"] = [Path(path).stem for path in joined["path"][window]]
+        joined.loc[window, "noise_start"] = joined["clip_start"][window]
+    elif (archive["word"] == "silence").any():
+        print("Where the archive's silence was cropped from is not known: it may share samples with training silence.")
+    return joined
+
+
+def _read_test_archive(folder: Path) -> pd.DataFrame:
+    """Return the clips of a test archive, all of them on the test side, with the position of silence where known."""
+    others = [name for name in _list_words(folder) if name not in (*COMMANDS, "meta")]
+    names = [*COMMANDS, *others, _UNKNOWN, _SILENCE]
+    missing = [name for name in names if not (folder / name).is_dir()]
+    if missing:
+        raise FileNotFoundError(f"The folder {folder / missing[0]} is missing; unpack the test archive again.")
+    clips = _list_recordings(folder, names)
+    spoken = clips["folder"] != _SILENCE
+    clips["source"] = "silence " + clips["stem"]
+    # Names of other words are <word>_<speaker>_nohash_<n>, so that they fit into one folder.
+    clips.loc[spoken, "source"] = _match_speakers(clips[spoken], r"^(?:[^_]+_)?([^_]+)_nohash_")
+    clips["word"] = clips["folder"].where(spoken, "silence")
+    other = clips["folder"] == _UNKNOWN
+    clips.loc[other, "word"] = (
+        clips["stem"][other].str.extract(r"^([^_]+)_[^_]+_nohash_", expand=False).fillna("unknown")
+    )
+    clips["class_name"] = np.where(clips["folder"].isin(COMMANDS), clips["folder"], "unknown")
+    clips.loc[~spoken, "class_name"] = "silence"
+    clips = clips.assign(split="test", clip_start=np.nan, clip_volume=1.0)
+    return _place_silence(clips, folder)
+
+
+def _find_crops(folder: Path) -> pd.DataFrame | None:
+    """Return noise and noise_start (s) of a test archive's clips of silence, by their stem; None: not known."""
+    names = os.listdir(folder / _SILENCE) if (folder / _SILENCE).is_dir() else []
+    stems = sorted(_stem(name) for name in names if name.lower().endswith(AUDIO_SUFFIXES) and name[0] != ".")
+    if hashlib.sha256("\n".join(stems).encode()).hexdigest() != _SILENCE_NAMES:
+        return None
+    csv = resolve_path(_POSITIONS)
+    if not csv.is_file():
+        raise FileNotFoundError(
+            f"The table {csv}, which says where the silence of {folder} was cropped from, is missing; restore it."
+        )
+    positions = _read_csv(csv, ("file", "noise", "start")).set_index("file")
+    unplaced = [stem for stem in stems if stem not in positions.index]
+    if unplaced:
+        raise ValueError(f"{csv} has no line for {_first(unplaced)}; restore the table.")
+    positions = positions.loc[stems]
+    return pd.DataFrame({"noise": positions["noise"], "noise_start": positions["start"].astype(float)})
+
+
+def _place_silence(clips: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """Say where in which noise file each clip of silence lies, as measured; overlapping ones become one source."""
+    crops = _find_crops(folder)
+    if crops is None:
+        return clips
+    silent = clips["class_name"] == "silence"
+    for column in ("noise", "noise_start"):
+        clips.loc[silent, column] = crops.loc[clips["stem"][silent], column].to_numpy()
+    order = clips[silent].sort_values(["noise", "noise_start"], kind="stable")
+    new_file = order["noise"] != order["noise"].shift()
+    group = (new_file | (order["noise_start"].diff() > 1 - 1e-5)).cumsum()  # a touching second shares nothing
+    group = group - group.groupby(order["noise"]).transform("first") + 1
+    clips.loc[order.index, "source"] = order["noise"] + ", group " + group.astype(str)
+    return clips
+
+
+def _set_folds(clips: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """Replace the side by the folds of meta/speaker_folds.csv, if there are any, without duplicates."""
+    csv = folder / "meta" / "speaker_folds.csv"
+    if not csv.is_file():
+        return clips
+    table = _read_csv(csv, ("file", "fold", "duplicate_of_earlier"))
+    table["key"] = table["file"].map(_stem)
+    table["fold"] = _read_numbers(table["fold"], csv)
+    twice = table.index[table["key"].duplicated()]
+    if len(twice):
+        raise ValueError(f"{csv}, line {twice[0] + 2}: {table['file'][twice[0]]} is listed already; remove one line.")
+    wrong = table.index[~table["duplicate_of_earlier"].isin(["0", "1"])]
+    if len(wrong):
+        value = table["duplicate_of_earlier"][wrong[0]]
+        raise ValueError(f"{csv}, line {wrong[0] + 2}: duplicate_of_earlier must be 0 or 1, not {value!r}.")
+    keys = clips["folder"] + "/" + clips["stem"]
+    missing, extra = table["key"][~table["key"].isin(keys)], keys[~keys.isin(table["key"])]
+    if len(missing):
+        raise FileNotFoundError(
+            f"{len(missing):,} of the {len(table):,} clips listed in {csv} are not there ({_first(list(missing))}); "
+            "unpack the test archive again."
+        )
+    if len(extra):
+        raise ValueError(f"{len(extra):,} clips are not listed in {csv} ({_first(list(extra))}); add or remove them.")
+    listed = table.set_index("key").loc[keys]
+    clips = clips.drop(columns="split").assign(fold=listed["fold"].to_numpy())
+    clips = clips[(listed["duplicate_of_earlier"] == "0").to_numpy()].reset_index(drop=True)
+    if len(clips) < len(listed):
+        print(f"Left out {len(listed) - len(clips)} clips that are exact duplicates of others ({csv.name}).")
+    silent = clips["class_name"] == "silence"
+    _check_speakers(clips[~silent], by="fold")
+    if "noise" in clips and silent.any():
+        clips["listed_fold"] = clips["fold"]
+        silence, folds = clips[silent], np.unique(clips["fold"])
+        dealt = stratified_group_folds(silence["noise"], silence["source"], len(folds), seed=_DRAWS)
+        clips.loc[silent, "fold"] = folds[dealt - 1]
+    elif silent.any():
+        print("Where the silence was cropped from is not known: clips of it may share samples across the folds.")
+    return clips
 
 
 def _find_audio(folder: Path, filenames: pd.Series, csv: Path) -> list[str]:
@@ -332,6 +916,8 @@ def _read_numbers(values: pd.Series, csv: Path) -> pd.Series:
 
 
 def _check_classes(clips: pd.DataFrame, path: Path) -> None:
+    if len(clips) == 0:
+        raise ValueError(f"{path} holds no clips that can be used; add recordings, or take fewer out.")
     if clips["class_name"].nunique() < 2:
         raise ValueError(f"{path} holds one class only ({clips['class_name'][0]}); a classifier needs two or more.")
 
@@ -348,27 +934,46 @@ def _add_labels(clips: pd.DataFrame) -> pd.DataFrame:
 
 
 def _download_esc50(url: str, data_dir: Path, n_clips: int = 2000, n_classes: int = 50, n_folds: int = 5) -> Path:
-    """Fetch, unpack and verify beside the final place; ESC-50-master appears only when all of it is right."""
-    data_dir.mkdir(parents=True, exist_ok=True)
-    archive = data_dir / "ESC-50-master.zip.part"
-    if not zipfile.is_zipfile(archive):  # the directory of a zip stands at its end: with it, all has arrived
-        _fetch(url, archive)
     folder = data_dir / "ESC-50-master"
-    with tempfile.TemporaryDirectory(prefix=".ESC-50-", dir=data_dir) as temporary:
+    verify = functools.partial(_verify_esc50, n_clips=n_clips, n_classes=n_classes, n_folds=n_folds)
+    _install(url, folder, data_dir / "ESC-50-master.zip.part", zipfile.is_zipfile, _unpack, verify, "1.5 GB")
+    print(f"{folder}: {n_clips:,} clips, {n_clips // n_classes} a class, {n_folds} folds, verified.")
+    return folder
+
+
+def _download_speech_commands(url: str, folder: Path, n_clips: int, sha256: str | None) -> Path:
+    def unpack(archive: Path, temporary: Path) -> None:
+        _unpack_tar(archive, temporary / folder.name, sha256)
+
+    archive = folder.with_name(folder.name + ".tar.gz.part")
+    space = "6 GB" if sha256 else "0.3 GB"
+    _install(url, folder, archive, _is_whole_gzip, unpack, lambda new: _verify_speech_commands(new, n_clips), space)
+    print(f"{folder}: {n_clips:,} clips, {'checksum, lists and' if sha256 else 'their'} number verified.")
+    return folder
+
+
+def _install(url: str, folder: Path, archive: Path, is_whole, unpack, verify, space: str) -> None:
+    """Fetch, unpack and verify beside the final place; `folder` appears only when all of it is right."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not is_whole(archive):
+        _fetch(url, archive)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         try:
-            _unpack(archive, Path(temporary))
-            _verify_esc50(Path(temporary) / folder.name, n_clips, n_classes, n_folds)
-        except (zipfile.BadZipFile, zlib.error, EOFError, FileNotFoundError, RuntimeError, ValueError) as error:
+            unpack(archive, Path(temporary))
+            verify(Path(temporary) / folder.name)
+        except (
+            *(zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError),
+            *(FileNotFoundError, RuntimeError, ValueError),
+        ) as error:
             archive.unlink()
             raise ValueError(f"The archive of {url} cannot be used and was deleted; run it again ({error})") from error
         except OSError as error:
             raise OSError(
-                f"The archive {archive} could not be unpacked: {error.strerror or error}; free 1.5 GB and run it again."
+                f"The archive {archive} could not be unpacked: {error.strerror or error}; "
+                f"free {space} and run it again."
             ) from error
         os.replace(Path(temporary) / folder.name, folder)
     archive.unlink()
-    print(f"{folder}: {n_clips:,} clips, {n_clips // n_classes} a class, {n_folds} folds, verified.")
-    return folder
 
 
 def _fetch(url: str, archive: Path) -> None:
@@ -406,6 +1011,46 @@ def _unpack(archive: Path, folder: Path) -> None:
         zipped.extractall(folder)  # checks every file's checksum
 
 
+def _is_whole_gzip(archive: Path) -> bool:
+    """Tell whether all has arrived: a gzip ends with a checksum of what is in it."""
+    if not archive.exists():
+        return False
+    try:
+        with gzip.open(archive) as file:
+            while file.read(1 << 22):
+                pass
+    except (OSError, EOFError, zlib.error):
+        return False
+    return True
+
+
+def _unpack_tar(archive: Path, folder: Path, sha256: str | None) -> None:
+    if sha256 is not None:
+        with open(archive, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                raise ValueError("its SHA-256 checksum is not the published one")
+    with gzip.open(archive) as stream:
+        with tarfile.open(fileobj=stream) as packed:
+            packed.extractall(folder, filter="data")
+        while stream.read(1 << 20):  # gzip compares its checksum at the very end, where tarfile does not look
+            pass
+
+
+def _verify_speech_commands(folder: Path, n_clips: int) -> None:
+    n_found = _count_speech_commands(folder)
+    if n_found != n_clips:
+        raise ValueError(f"it should have {n_clips:,} clips, and has {n_found:,}")
+
+
+def _count_speech_commands(folder: Path) -> int:
+    """Count the clips, after every check of lists, names and folders."""
+    if _is_test_archive(folder):
+        return len(_read_test_archive(folder))
+    clips = _read_lists(folder)
+    _list_noise(folder)
+    return len(clips)
+
+
 def _verify_esc50(folder: Path, n_clips: int, n_classes: int, n_folds: int) -> None:
     clips, _ = _read_esc50(folder)
     for column, n_values in (("class_name", n_classes), ("fold", n_folds)):
@@ -425,7 +1070,7 @@ def _verify_esc50(folder: Path, n_clips: int, n_classes: int, n_folds: int) -> N
 def _main() -> None:
     parser = argparse.ArgumentParser(prog="python -m shared_utils.datasets", description="Fetch a data set.")
     parser.add_argument("command", choices=["download"])
-    parser.add_argument("name", choices=["esc50"])
+    parser.add_argument("name", choices=_DOWNLOADS)
     parser.add_argument("--data-dir", default="data", help="the folder it is put into (default: data)")
     arguments = parser.parse_args()
     try:

@@ -1,10 +1,12 @@
-"""The built-in data: everyday sounds, made on the spot, in the layout of the real data set they stand in for."""
+"""The built-in data: everyday sounds and spoken words, made on the spot in the layout of real data sets."""
 
+import ctypes
 import functools
 import os
 import shutil
+import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,10 +17,11 @@ from scipy import fft
 from scipy.io import wavfile
 
 from shared_utils.device import resolve_path
+from shared_utils.splits import COMMANDS, speaker_hash_side
 
 _VERSION = 1  # raise it whenever the same seed would give other sounds
 _TAKES = (3, 2, 1, 1, 1)  # clips of one recording: some are in the set more often than others, as in ESC-50
-_MARK = "Everyday sounds: demo data, synthesised by shared_utils/demo_data.py; no recordings.\n"
+_MARK = "demo data, synthesised by shared_utils/demo_data.py; no recordings.\n"
 
 
 def make_everyday_sounds(
@@ -41,29 +44,40 @@ def make_everyday_sounds(
     if seconds < 1 or sample_rate < 16000:
         raise ValueError(f"{seconds} s at {sample_rate} Hz cannot carry these sounds; give 1 s and 16000 Hz or more.")
     meta = _plan(n_clips)
-    readme = _MARK + f"version {_VERSION}, seed {seed}, {n_clips} clips a class, {seconds} s, {sample_rate} Hz\n"
-    if _is_complete(folder, meta, readme):
+    arguments = f"version {_VERSION}, seed {seed}, {n_clips} clips a class, {seconds} s, {sample_rate} Hz\n"
+    write = functools.partial(_write_clip, seed=seed, seconds=seconds, sample_rate=sample_rate)
+
+    def fill(making: Path, pool: ThreadPoolExecutor) -> None:
+        (making / "audio").mkdir()
+        (making / "meta").mkdir()
+        meta.to_csv(making / "meta" / "esc50.csv", index=False)
+        list(pool.map(functools.partial(write, making / "audio"), meta.itertuples()))
+
+    files = {"meta/esc50.csv", *("audio/" + meta["filename"])}
+    return _make_whole(folder, f"Everyday sounds: {_MARK}{arguments}", files, fill)
+
+
+def _make_whole(folder: Path, readme: str, files: set[str], fill: Callable[[Path, ThreadPoolExecutor], None]) -> Path:
+    """Let `fill` write `files` into a folder beside, then rename it; a folder that has them already stays as it is."""
+    if _is_complete(folder, readme, files):
         return folder
-    if folder.exists() and any(folder.iterdir()) and not _read_text(folder / "README.txt").startswith(_MARK):
+    if folder.exists() and any(folder.iterdir()) and _MARK not in _read_text(folder / "README.txt"):
         raise ValueError(f"{folder} holds something other than demo data; give the demo data a folder of its own.")
 
     making = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     old = making.with_name(making.name + "-old")
-    write = functools.partial(_write_clip, making / "audio", seed=seed, seconds=seconds, sample_rate=sample_rate)
     try:
-        (making / "audio").mkdir(parents=True)
-        (making / "meta").mkdir()
-        meta.to_csv(making / "meta" / "esc50.csv", index=False)
+        making.mkdir(parents=True)
         (making / "README.txt").write_text(readme, encoding="utf-8")
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            list(pool.map(write, meta.itertuples()))
-        if _is_complete(folder, meta, readme):  # a second process was faster
+            fill(making, pool)
+        if _is_complete(folder, readme, files):  # a second process was faster
             return folder
         if folder.exists():
             os.replace(folder, old)
         os.replace(making, folder)
     except OSError as error:
-        if _is_complete(folder, meta, readme):
+        if _is_complete(folder, readme, files):
             return folder
         raise OSError(f"The demo data cannot be written to {folder}: {error}. Nothing was left behind.") from error
     finally:
@@ -91,10 +105,10 @@ def _plan(n_clips: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).sort_values("filename", ignore_index=True)
 
 
-def _is_complete(folder: Path, meta: pd.DataFrame, readme: str) -> bool:
-    if _read_text(folder / "README.txt") != readme or not (folder / "meta" / "esc50.csv").is_file():
+def _is_complete(folder: Path, readme: str, files: set[str]) -> bool:
+    if _read_text(folder / "README.txt") != readme:
         return False
-    return set(meta["filename"]) <= {file.name for file in folder.glob("audio/*.wav")}
+    return files <= {file.relative_to(folder).as_posix() for file in folder.glob("*/*")} | set(os.listdir(folder))
 
 
 def _read_text(path: Path) -> str:
@@ -361,3 +375,265 @@ def _convolve(values: np.ndarray, kernel: np.ndarray, centred: bool = False) -> 
     full = fft.irfft(fft.rfft(values, size) * fft.rfft(kernel, size), size)
     first = len(kernel) // 2 if centred else 0
     return full[first : first + len(values)]
+
+
+# --- spoken words: eSpeak NG speaks them in one thread, the pool gives them a microphone, a room and noise ---
+
+_WORDS_VERSION = 1
+_OTHER_WORDS = tuple(
+    "zero one two three four five six seven eight nine bed bird cat dog happy house marvin sheila tree wow "
+    "backward forward follow learn visual".split()
+)
+_ACCENTS = tuple("en en-us en-029 en-gb-scotland en-gb-x-rp en-gb-x-gbclan en-gb-x-gbcwmd en-us-nyc".split())
+# Left out: whispers, robots, drawls that last longer than a second, and variants that never say the same twice, since
+# they read memory eSpeak never set (those with an echo, with half a list of breaths, or of Klatt's sixth kind).
+_VARIANTS = tuple(
+    (
+        "m1 m3 m4 m5 m6 m7 m8 f1 Alex Andrea Annie Denis Gene Gene2 Mario Michael Mike Nguyen anika antonio aunty "
+        "belinda boris croak ed edward grandma grandpa gustave ian iven iven2 iven3 iven4 john kaukovalta klatt klatt2 "
+        "klatt3 klatt4 linda marcelo max norbert paul pedro quincy rob robert shelby steph steph2 steph3 travis zac"
+    ).split()
+)
+_N_HELD_OUT_VARIANTS = 10  # voices of the validation part, and as many others of the test part
+_MOST_SPEAKERS = 350  # 256 of them for training, which has 35 variants x 8 accents = 280 voices
+_ESPEAK_RATE = 22050  # Hz
+_ESPEAK_LOCK = threading.Lock()
+
+
+def make_spoken_words(
+    folder: str | os.PathLike, seed: int = 0, n_speakers: int = 150, sample_rate: int = 16000
+) -> Path:
+    """Have eSpeak NG say the 35 words of Speech Commands v0.02, in that data set's layout; return the folder.
+
+    `folder` gets `{word}/{speaker}_nohash_{take}.wav` (mono, 16 bit, one second), `_background_noise_/` (six files of
+    60 s), `validation_list.txt`, `testing_list.txt` and a README.txt. A speaker is one of eSpeak's voices with an
+    accent, a pitch, a rate and a length of the vocal tract, at a microphone in a room; every one says each word once,
+    every other one the ten commands a second time. Takes differ in pitch, rate, place, level and noise (SNR 0 to
+    25 dB). The name of a speaker hashes to the side the lists give: Warden, Speech Commands (2018). About 2 in 15
+    speakers are in the validation part and as many in the test part; no voice is on two sides, in whatever accent.
+    150 speakers are 6,000 clips, 200 MB.
+
+    The folder appears whole or not at all. One with the same arguments is used again, one with others replaced. Raises
+    ValueError if `folder` holds anything else, for less than 3 speakers, more than the voices allow, or less than
+    16 kHz; RuntimeError if eSpeak NG cannot be loaded; OSError if the disk is full.
+    """
+    folder = resolve_path(folder)
+    if not 3 <= n_speakers <= _MOST_SPEAKERS:
+        raise ValueError(f"n_speakers={n_speakers} is not possible; give 3 (one a side) to {_MOST_SPEAKERS}.")
+    if sample_rate < 16000:
+        raise ValueError(f"{sample_rate} Hz cannot carry speech and noise; give 16000 Hz or more.")
+    speakers, clips = _plan_speakers(n_speakers, seed)
+    lists = {
+        f"{name}_list.txt": sorted(clips.loc[clips["side"] == side, "path"])
+        for name, side in (("validation", "val"), ("testing", "test"))
+    }
+
+    def fill(making: Path, pool: ThreadPoolExecutor) -> None:
+        for name, paths in lists.items():
+            (making / name).write_text("".join(f"{path}\n" for path in paths), encoding="utf-8", newline="\n")
+        for word in ("_background_noise_", *COMMANDS, *_OTHER_WORDS):
+            (making / word).mkdir()
+        # The pool records a speaker while this thread has eSpeak say the next one's words.
+        recorded = pool.map(functools.partial(_record_words, making, sample_rate), _speak(speakers, clips, seed))
+        noises = pool.map(functools.partial(_write_noise, making, seed, sample_rate), _NOISES)
+        list(recorded)
+        list(noises)
+
+    arguments = f"version {_WORDS_VERSION}, seed {seed}, {n_speakers} speakers, {sample_rate} Hz\n"
+    files = {*clips["path"], *lists, *(f"_background_noise_/{name}.wav" for name in _NOISES)}
+    return _make_whole(folder, f"Spoken words: {_MARK}{arguments}", files, fill)
+
+
+def _plan_speakers(n_speakers: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the tables of speakers (speaker, side, variant, accent) and of clips (speaker, side, word, take, path)."""
+    rng = np.random.default_rng(np.random.SeedSequence([seed]))
+    n_held_out = max(1, round(n_speakers * 2 / 15))
+    left = {"val": n_held_out, "test": n_held_out, "train": n_speakers - 2 * n_held_out}
+    voices = {}
+    cuts = [_N_HELD_OUT_VARIANTS, 2 * _N_HELD_OUT_VARIANTS]
+    for side, variants in zip(left, np.split(rng.permutation(_VARIANTS), cuts), strict=True):
+        accents = rng.permutation(_ACCENTS)
+        # Every variant with one accent, then every variant with another: no two speakers have the same voice.
+        voices[side] = [
+            (variant, accents[(k + turn) % len(accents)])
+            for turn in range(len(accents))
+            for k, variant in enumerate(variants)
+        ]
+    ids, speakers = set(), []
+    while sum(left.values()):
+        speaker = f"{rng.integers(2**32):08x}"
+        side = speaker_hash_side(f"{speaker}_nohash_")
+        if left[side] and speaker not in ids:
+            ids.add(speaker)
+            left[side] -= 1
+            speakers.append((speaker, side, *voices[side][left[side]]))
+    clips = [
+        (speaker, side, word, take, f"{word}/{speaker}_nohash_{take}.wav")
+        for k, (speaker, side, *_) in enumerate(speakers)
+        for take in range(2)
+        for word in (COMMANDS + _OTHER_WORDS, COMMANDS[: 10 * (k % 2)])[take]
+    ]
+    return (
+        pd.DataFrame(speakers, columns=["speaker", "side", "variant", "accent"]),
+        pd.DataFrame(clips, columns=["speaker", "side", "word", "take", "path"]),
+    )
+
+
+def _speak(speakers: pd.DataFrame, clips: pd.DataFrame, seed: int) -> Iterator[tuple]:
+    """Yield for each speaker: its generator, and (path, word as eSpeak says it, generator) for each of its clips."""
+    words = COMMANDS + _OTHER_WORDS
+    clips_of = dict(list(clips.groupby("speaker")))
+    with _ESPEAK_LOCK:
+        espeak, say = _open_espeak()
+        try:
+            for row in speakers.itertuples():
+                number = int(row.speaker, 16)
+                recording = np.random.default_rng(np.random.SeedSequence([seed, number, 0]))
+                # as eSpeak calls them: rate in words a minute, pitch and pitch range from 0 to 100
+                rate, pitch, pitch_range = (recording.uniform(*limits) for limits in ((140, 205), (25, 75), (20, 80)))
+                takes = []
+                for clip in clips_of[row.speaker].itertuples():
+                    place = [seed, number, words.index(clip.word) + 1, clip.take + 1]
+                    take = np.random.default_rng(np.random.SeedSequence(place))
+                    settings = rate * take.uniform(0.95, 1.05), pitch + take.normal(0, 4)
+                    settings += (pitch_range + take.normal(0, 8),)
+                    takes.append((clip.path, say(clip.word, f"{row.accent}+{row.variant}", *settings), take))
+                yield recording, takes
+        finally:
+            _close_espeak(espeak)
+
+
+def _open_espeak() -> tuple[ctypes.CDLL, Callable[..., np.ndarray]]:
+    """Return the library and a function that says a word in a voice: int16 (samples,) at 22,050 Hz."""
+    try:
+        import espeakng_loader
+
+        data = espeakng_loader.get_data_path()
+        espeak = ctypes.CDLL(espeakng_loader.get_library_path())
+    except (ImportError, OSError, RuntimeError) as error:
+        raise RuntimeError(
+            f"eSpeak NG, which speaks the demo words, cannot be loaded ({error}); "
+            "run 'pip install --force-reinstall espeakng-loader'."
+        ) from error
+    parts, voices = [], []
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+    def keep(samples, n, events):
+        if n > 0:
+            parts.append(ctypes.string_at(samples, 2 * n))
+        return 0
+
+    # 2: hand the samples to the callback, in this thread. 0x8000: do not end the process where the data are missing.
+    if espeak.espeak_Initialize(2, 0, os.fsencode(data), 0x8000) != _ESPEAK_RATE:
+        _close_espeak(espeak)
+        raise RuntimeError(
+            f"eSpeak NG, which speaks the demo words, cannot use its data in {data}; run 'pip install "
+            "--force-reinstall espeakng-loader', in an environment with a path of less than 150 characters."
+        )
+    espeak.espeak_SetSynthCallback(keep)
+    espeak.callback = keep  # Python would free it
+
+    def say(word: str, voice: str, rate: float, pitch: float, pitch_range: float) -> np.ndarray:
+        parts.clear()
+        if voices[-1:] != [voice]:
+            voices.append(voice)
+            if espeak.espeak_SetVoiceByName(voice.encode()):
+                raise RuntimeError(f"eSpeak NG has no voice {voice}; run 'pip install espeakng-loader==0.2.4'.")
+        for parameter, value in ((1, rate), (3, pitch), (4, pitch_range)):
+            espeak.espeak_SetParameter(parameter, max(0, round(value)), 0)
+        text = word.encode()
+        espeak.espeak_Synth(text, ctypes.c_size_t(len(text) + 1), 0, 1, 0, 1, None, None)
+        spoken = np.frombuffer(b"".join(parts), dtype=np.int16)
+        loud = np.flatnonzero(np.abs(spoken.astype(int)) * 300 > np.abs(spoken.astype(int)).max(initial=0))
+        if len(loud) == 0:
+            raise RuntimeError(f"eSpeak NG said nothing for {word!r}; run 'pip install espeakng-loader==0.2.4'.")
+        return spoken[loud[0] : loud[-1] + 1]
+
+    return espeak, say
+
+
+def _close_espeak(espeak: ctypes.CDLL) -> None:
+    # Unloaded, not only ended: its voices flutter, and a library that stays goes on where the flutter was. A fresh one
+    # speaks the same again.
+    import _ctypes
+
+    espeak.espeak_Terminate()
+    close = _ctypes.dlclose if hasattr(_ctypes, "dlclose") else _ctypes.FreeLibrary
+    close(espeak._handle)
+
+
+def _record_words(folder: Path, rate: int, spoken: tuple) -> None:
+    """Write a speaker's clips of one second: words at a random place, through one room and microphone, in noise."""
+    recording, takes = spoken
+    size = fft.next_fast_len(rate + rate // 2, real=True)
+    # Samples at eSpeak's rate that last as long as `size` at this one; more or less of them shift pitch and formants
+    # as a shorter or longer vocal tract does.
+    n_in = fft.next_fast_len(round(size / rate * _ESPEAK_RATE * recording.uniform(0.92, 1.08)), real=True)
+    second = n_in * rate // size
+    dry = np.zeros((len(takes), n_in), dtype=np.float32)
+    shares = np.zeros(len(takes))
+    for row, (_, word, take) in enumerate(takes):
+        shares[row] = len(word) / second
+        start = round((second - len(word)) / 2 + take.uniform(-0.15, 0.15) * second)
+        start = min(max(start, 0), second - len(word))
+        dry[row, start : start + len(word)] = word
+
+    response = fft.rfft(_draw_room(recording, rate), size) * _draw_equaliser(recording, size, rate)
+    n_bins = min(size, n_in) // 2 + 1
+    wet = fft.irfft(fft.rfft(dry)[:, :n_bins] * response[:n_bins].astype(np.complex64), size)[:, :rate]
+    wet /= np.sqrt((wet**2).mean(axis=1) / shares)[:, None]
+    tilt = -np.log(_bins(rate, rate) / 1000).astype(np.float32) / 2
+    for (path, _, take), waveform in zip(takes, wet, strict=True):
+        # Noise drawn as a spectrum: one transform for each clip instead of two, and these are most of the work.
+        spectrum = take.standard_normal(2 * len(tilt), dtype=np.float32).view(np.complex64)
+        noise = fft.irfft(spectrum * np.exp(tilt * take.uniform(-0.5, 2)), rate)
+        mix = waveform + noise * (10 ** (-take.uniform(0, 25) / 20) / noise.std())
+        peak = float(np.exp(take.uniform(*np.log([0.05, 0.95]))))
+        wavfile.write(folder / path, rate, np.rint(mix / np.abs(mix).max() * peak * 32767).astype(np.int16))
+
+
+def _write_noise(folder: Path, seed: int, rate: int, name: str) -> None:
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 0, list(_NOISES).index(name) + 1]))
+    noise = _NOISES[name](rng, 60 * rate, rate)
+    peak = rng.uniform(0.5, 0.95)
+    waveform = np.rint(noise / np.abs(noise).max() * peak * 32767).astype(np.int16)
+    wavfile.write(folder / "_background_noise_" / f"{name}.wav", rate, waveform)
+
+
+def _hum(rng, n, rate):
+    """Overtones of the mains that come and go, over a little hiss."""
+    tone = _make_tone(np.full(n, 100.0), rate, _draw_overtones(rng, flat=True))
+    swell = 1 + 0.3 * np.interp(np.arange(n) / rate, np.arange(62), rng.uniform(-1, 1, 62))
+    return tone * swell + 0.1 * _make_noise(rng, n, _draw_slope(rng, n, rate, 0, 1))
+
+
+def _run_water(rng, n, rate):
+    """A hiss that flickers, and bubbles whose pitch rises."""
+    flicker = _smooth(rng.standard_normal(n), 0.02, rate)
+    out = _make_noise(rng, n, _draw_slope(rng, n, rate, 0, 1)) * np.exp(0.5 * flicker / flicker.std())
+    for start in np.cumsum(rng.exponential(0.06, round(n / rate / 0.06))):
+        size = round(rng.uniform(0.02, 0.06) * rate)
+        course = _draw_pitch(rng, 400, 2500) * 2 ** np.linspace(0, rng.uniform(0.2, 0.8), size)
+        _add(out, 2 * rng.uniform(0.3, 1) * _make_tone(course, rate, np.ones(1)) * np.hanning(size), start, rate)
+    return out
+
+
+def _clatter(rng, n, rate):
+    """Blows on a dozen things in irregular bursts, in a quiet room."""
+    out = 0.02 * _make_noise(rng, n, _draw_slope(rng, n, rate, 0.5, 1.5))
+    things = [_draw_strike(rng, rate, (300, 6000), (0.005, 0.06)) for _ in range(12)]
+    for start, count in _draw_groups(rng, n / rate, (2, 9), 0.15, (0.1, 1.2)):
+        for k in range(count):
+            thing = things[rng.integers(len(things))]
+            _add(out, rng.uniform(0.2, 1) * thing, start + 0.15 * (k + rng.uniform(-0.4, 0.4)), rate)
+    return out
+
+
+_NOISES = {
+    "clatter": _clatter,
+    "machine": lambda rng, n, rate: _idle_engine(rng, rng, n, rate),
+    "mains_hum": _hum,
+    "pink_noise": lambda rng, n, rate: _make_noise(rng, n, (_bins(n, rate) / 1000) ** -0.5),
+    "running_water": _run_water,
+    "white_noise": lambda rng, n, rate: _make_noise(rng, n, np.ones(n // 2 + 1)),
+}

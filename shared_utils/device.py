@@ -1,9 +1,11 @@
-"""Pick the device, its precision, the number of threads and the seed; and say where the repository lies."""
+"""Pick the device, its precision, the number of threads and the seed; find the repository, write its files whole."""
 
 import contextlib
 import os
 import platform
 import random
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,18 @@ def resolve_path(path: str | os.PathLike) -> Path:
     the same files.
     """
     return ROOT.joinpath(Path(path).expanduser()).resolve()
+
+
+@contextlib.contextmanager
+def write_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write to; it gets its name at the end, or is removed after an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def pick_device(name: str = "auto") -> torch.device:

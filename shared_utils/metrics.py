@@ -1,4 +1,4 @@
-"""Numbers about predictions: report, AUC, calibration, an interval that resamples recordings, a paired test.
+"""Numbers about predictions: report, AUC, calibration, an interval that resamples recordings, paired comparisons.
 
 `targets` are class indices (n,), `probabilities` (n, classes) with rows that sum to 1, as `training.evaluate` returns.
 """
@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 import pandas as pd
+
+_NEAR = 1e-6  # seconds: times such as 0.3 have no exact form
 
 
 def accuracy(targets: np.ndarray, probabilities: np.ndarray) -> float:
@@ -130,6 +132,27 @@ def summarise(predictions: pd.DataFrame, sources: np.ndarray, level: float = 0.9
     }  # fmt: skip
 
 
+def paired_difference(
+    correct_a: np.ndarray,
+    correct_b: np.ndarray,
+    groups: np.ndarray,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Return by how much model A is more accurate than B on the same clips: mean, and the interval from low to high.
+
+    `correct_a` and `correct_b` (n,) say which clips each model gets right, or in which share of its seeds; `groups`
+    (n,) names the speaker or recording of each clip, and whole groups are resampled as in `bootstrap_interval`. Where
+    the interval holds 0, other speakers could turn the difference round.
+    """
+    a, b = np.asarray(correct_a, dtype=float), np.asarray(correct_b, dtype=float)
+    if a.ndim != 1 or a.shape != b.shape:
+        raise ValueError(f"Both models must be judged on the same clips (n,), but they are {a.shape} and {b.shape}.")
+    low, high = bootstrap_interval(a - b, groups, level, n_resamples, seed)
+    return {"mean": float((a - b).mean()), "low": low, "high": high}
+
+
 def mcnemar(targets: np.ndarray, predictions_a: np.ndarray, predictions_b: np.ndarray) -> dict[str, float]:
     """Compare two models on the same clips: return b (only A right), c (only B right) and the exact p_value.
 
@@ -148,6 +171,120 @@ def mcnemar(targets: np.ndarray, predictions_a: np.ndarray, predictions_b: np.nd
     n = only_a + only_b
     tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))  # whole numbers: exact for any n
     return {"b": only_a, "c": only_b, "p_value": min(1.0, 2 * tail / 2**n)}
+
+
+def smooth_probabilities(times: np.ndarray, probabilities: np.ndarray, seconds: float = 0.3) -> np.ndarray:
+    """Return the means (n, classes) of the windows at most `seconds / 2` before or after each: what a detector sees.
+
+    `times` (n,) in s, rising, and `probabilities` (n, classes) are those of sliding windows; 0 s changes nothing.
+    Smoothing as in Chen et al., Small-footprint keyword spotting using deep neural networks (2014), but centred: for
+    recordings; live it delays by `seconds / 2`. Raises ValueError for windows that do not fit or are out of order, for
+    probabilities that are NaN or infinite, and for less than 0 s.
+    """
+    times, probabilities = np.asarray(times, dtype=float), np.asarray(probabilities, dtype=float)
+    if times.ndim != 1 or probabilities.ndim != 2 or len(times) != len(probabilities):
+        raise ValueError(
+            "Times must be (n,) and probabilities (n, classes) for the same n windows, but they are "
+            f"{times.shape} and {probabilities.shape}."
+        )
+    if not (np.diff(times) > 0).all():
+        raise ValueError("Times must rise from window to window; sort the windows by their times.")
+    wrong = ~np.isfinite(probabilities).all(1)
+    if wrong.any():
+        raise ValueError(
+            f"{wrong.sum()} of {len(wrong)} windows have probabilities that are NaN or infinite (first: row "
+            f"{wrong.argmax()}); look at the weights of the model."
+        )
+    if not seconds >= 0:
+        raise ValueError(f"Smoothing over {seconds} s is impossible; give 0 s for none, or more.")
+    first = np.searchsorted(times, times - seconds / 2 - _NEAR)
+    last = np.searchsorted(times, times + seconds / 2 + _NEAR)
+    sums = np.concatenate([np.zeros((1, probabilities.shape[1])), probabilities.cumsum(0)])
+    return (sums[last] - sums[first]) / (last - first)[:, None]
+
+
+def find_detections(
+    times: np.ndarray,
+    probabilities: np.ndarray,
+    class_names: list[str],
+    *,
+    threshold: float = 0.5,
+    smoothing: float = 0.3,
+    refractory: float = 1.0,
+    ignore: tuple[str, ...] = ("silence", "unknown"),
+) -> pd.DataFrame:
+    """Return the words found in a stream, a row each: time in s, class_name, probability.
+
+    `times` (n,) in s, rising, and `probabilities` (n, classes) are those of sliding windows. The probabilities are
+    averaged over the `smoothing` seconds around each window (see `smooth_probabilities`, which also says what raises
+    ValueError): centred: for recordings; live it delays by `smoothing / 2`. A stretch of windows in which the same
+    class is the best of those not in `ignore`, and above `threshold`, is one detection, at its peak; a peak less than
+    `refractory` seconds after the detection before, of whatever class, is none.
+    """
+    times, smooth = np.asarray(times, dtype=float), smooth_probabilities(times, probabilities, smoothing)
+    _check_names(class_names, smooth.shape[1])
+    heard = [label for label, name in enumerate(class_names) if name not in ignore]
+    if not heard:
+        raise ValueError(f"All classes are ignored ({', '.join(class_names)}): no word is left to detect.")
+    smooth = smooth[:, heard]
+    best = smooth.argmax(1)
+    score = smooth[np.arange(len(smooth)), best]
+    loud = np.where(score > threshold, best, -1)
+    edges = np.flatnonzero(np.diff(loud, prepend=-1, append=-1))  # where a stretch begins or ends
+    rows: list[dict] = []
+    for start, stop in zip(edges, edges[1:], strict=False):
+        peak = start + score[start:stop].argmax()
+        if loud[start] >= 0 and (not rows or times[peak] - rows[-1]["time"] >= refractory - _NEAR):
+            name = class_names[heard[best[peak]]]
+            rows.append({"time": float(times[peak]), "class_name": name, "probability": float(score[peak])})
+    return pd.DataFrame(rows, columns=["time", "class_name", "probability"])
+
+
+def match_detections(detections: pd.DataFrame, events: pd.DataFrame, tolerance: float = 0.75) -> np.ndarray:
+    """Return which detection hits each event (n_events,): its row number, counted from 0, or -1 for none.
+
+    `detections` (see `find_detections`) and `events` have columns time in s and class_name, in any order. A detection
+    hits an event of its class at most `tolerance` seconds away; each hits one event and each event is hit once, so that
+    as many are hit as possible.
+    """
+    found_times, spoken_times = (table["time"].to_numpy(dtype=float) for table in (detections, events))
+    matches = np.full(len(events), -1)
+    for name in set(detections["class_name"]) & set(events["class_name"]):
+        found, spoken = (np.flatnonzero(table["class_name"] == name) for table in (detections, events))
+        found = found[np.argsort(found_times[found], kind="stable")]
+        spoken = spoken[np.argsort(spoken_times[spoken], kind="stable")]
+        i = j = 0
+        while i < len(found) and j < len(spoken):  # the earliest with the earliest gives the most hits
+            late = found_times[found[i]] - spoken_times[spoken[j]]
+            if abs(late) <= tolerance + _NEAR:
+                matches[spoken[j]] = found[i]
+                i, j = i + 1, j + 1
+            elif late < 0:
+                i += 1
+            else:
+                j += 1
+    return matches
+
+
+def score_detections(
+    detections: pd.DataFrame, events: pd.DataFrame, *, duration: float, tolerance: float = 0.75
+) -> dict[str, float]:
+    """Compare the words found in a stream with those spoken: hits, misses, false_alarms, and two rates.
+
+    `detections` and `events` are matched as `match_detections` says: each event is hit once, so a second detection is a
+    false alarm, and a wrong word both a miss and a false alarm. `hit_rate` is the share of events that are hit (NaN
+    without events), `false_alarms_per_hour` counts over the `duration` of the stream in s, the two axes of streaming
+    evaluation in Sainath and Parada, Convolutional neural networks for small-footprint keyword spotting (2015).
+    """
+    if not duration > 0:
+        raise ValueError(f"A stream of {duration} s has no false alarms an hour; give its length in seconds.")
+    hits = int((match_detections(detections, events, tolerance) >= 0).sum())
+    false_alarms = len(detections) - hits
+    return {
+        "hits": hits, "misses": len(events) - hits, "false_alarms": false_alarms,
+        "hit_rate": hits / len(events) if len(events) else math.nan,
+        "false_alarms_per_hour": false_alarms * 3600 / duration,
+    }  # fmt: skip
 
 
 def _check(targets: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from shared_utils.device import ROOT
+from shared_utils.device import ROOT, write_whole
 
 TASKS = ("toy_transformer_sentiment", "audio_spectrogram_transformer", "speech_commands_transformer")
 RESULT_KEYS = (
@@ -46,7 +46,7 @@ def find_notebooks(only: str = "") -> list[Path]:
 
     Raises FileNotFoundError if there is none of that name.
     """
-    found = [path for task in TASKS for path in sorted((ROOT / task).glob("*.ipynb")) if _has_settings(path)]
+    found = [path for task in TASKS for path in sorted((ROOT / task).glob("[!.]*.ipynb")) if _has_settings(path)]
     chosen = [path for path in found if not only or path.stem == Path(only).stem]
     if not chosen:
         names = ", ".join(path.stem for path in found) or "no notebook with a `parameters` cell"
@@ -511,12 +511,8 @@ def _read_json(path: Path) -> object:
 
 
 def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with write_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ Functions return the figure and neither show nor save it: a notebook shows what 
 """
 
 import base64
+import contextlib
 import functools
 import html
 import io
@@ -27,17 +28,18 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.textpath import text_to_path
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from shared_utils.device import resolve_path
-from shared_utils.metrics import auc_per_class
+from shared_utils.device import resolve_path, write_whole
+from shared_utils.metrics import auc_per_class, match_detections
 
 COLOURS = matplotlib.color_sequences["petroff10"]
-INK, GREY = "#222222", "#6b6b6b"
+INK, GREY, PALE = "#222222", "#6b6b6b", "#b0b8c0"
 SIZE = (12.8, 7.2)  # inches
 SCREEN_DPI, FILE_DPI = 72, 150  # 922 pixels wide in a notebook, 1920 in the file
 SMALLEST = 14  # points
 DOT = {"markersize": 12, "markeredgecolor": "white", "markeredgewidth": 1.5}
+HIT, FALSE_ALARM = {"marker": "o", **DOT}, {"marker": "X", "markersize": 14, "markeredgecolor": INK}
 SLIDE = (13.333, 7.5)  # inches
 SLIDE_FIGURE_HEIGHT = 6.5
 TABLE_WIDTH, TABLE_ROWS = 12.3, 14  # inches and rows that fit a slide
@@ -80,17 +82,37 @@ def _styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
     return styled
 
 
+@contextlib.contextmanager
+def new_figure(title: str | None = None) -> Iterator[Figure]:
+    """Give an empty figure to draw on in the style of all others: `with new_figure() as fig: ax = fig.subplots()`.
+
+    What is drawn inside the `with` has this module's fonts and colours; other figures keep theirs.
+    """
+    with matplotlib.rc_context(STYLE):
+        yield _figure(title)
+
+
 @_styled
-def plot_class_counts(clips: pd.DataFrame, title: str | None = None) -> Figure:
-    """Draw the number of clips of each class, stacked by `split` or `fold` where the table has such a column."""
+def plot_class_counts(
+    clips: pd.DataFrame, title: str | None = None, count: str = "clips", source_name: str = "sources"
+) -> Figure:
+    """Draw the number of clips of each class, stacked by `split` or `fold` where the table has such a column.
+
+    `count="sources"` counts the distinct speakers or recordings (column `source`) instead: a source on two sides,
+    which an honest split does not have, counts on each. `source_name` says what they are: "speakers", say.
+    """
+    if count not in ("clips", "sources"):
+        raise ValueError(f'count is "clips" or "sources", not {count!r}.')
     by = next((column for column in ("split", "fold") if column in clips), None)
+    if count == "sources":
+        clips = clips.drop_duplicates(["class_name", "source", *([by] if by else [])])
     sides = clips[by] if by else pd.Series("clips", index=clips.index)
     counts = pd.crosstab(clips["class_name"], sides)
     if by == "split":
         counts = counts[[side for side in ("train", "val", "test") if side in counts]]
     totals = counts.sum(axis=1)
     fig = _figure(title)
-    for ax, names in _bar_columns(fig, list(counts.index), "Number of clips"):
+    for ax, names in _bar_columns(fig, list(counts.index), f"Number of {source_name if count == 'sources' else count}"):
         left = np.zeros(len(names))
         for colour, side in zip(itertools.cycle(COLOURS), counts, strict=False):
             values = counts.loc[names, side].to_numpy()
@@ -109,18 +131,9 @@ def plot_class_counts(clips: pd.DataFrame, title: str | None = None) -> Figure:
 @_styled
 def plot_waveforms(waveforms: np.ndarray, sample_rate: int, titles: Sequence[str], title: str | None = None) -> Figure:
     """Draw up to ten waveforms (clips, samples), int16 or float, over time; full scale is 1."""
-    waveforms = [np.asarray(waveform) for waveform in waveforms]
     fig = _figure(title)
     axes = _grid(fig, titles, len(waveforms))
-    for ax, waveform in zip(axes, waveforms, strict=True):
-        waveform = waveform / 32768 if waveform.dtype == np.int16 else waveform
-        # what a line of 80,000 points shows is its envelope: a fill of 1,000 is the same picture and a small file
-        starts = np.unique(np.linspace(0, len(waveform), min(1000, len(waveform)), endpoint=False, dtype=int))
-        high, low = np.maximum.reduceat(waveform, starts), np.minimum.reduceat(waveform, starts)
-        ax.fill_between(starts / sample_rate, low, high, color=COLOURS[0], linewidth=0.8)
-        ax.axhline(0, color=GREY, linewidth=0.6)
-        ax.set_xlim(0, len(waveform) / sample_rate)
-    largest = max(np.abs(np.concatenate([ax.dataLim.intervaly for ax in axes])))
+    largest = max(_draw_waveform(ax, waveform, sample_rate) for ax, waveform in zip(axes, waveforms, strict=True))
     axes[0].set_ylim(-1.05 * largest, 1.05 * largest)
     _label_grid(fig, "Time (s)", "Amplitude (full scale = 1)")
     return fig
@@ -421,6 +434,408 @@ def plot_attention(
     return fig
 
 
+@_styled
+def plot_lines(
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    by: str,
+    *,
+    low: str | None = None,
+    high: str | None = None,
+    x_label: str,
+    y_label: str,
+    references: dict[str, float] | None = None,
+    log_x: bool = False,
+    log_y: bool = False,
+    title: str | None = None,
+) -> Figure:
+    """Draw column `y` over column `x`, a line for each value of column `by`, with a band from `low` to `high`.
+
+    Lines of up to 40 points have a dot a point. Where `y_label` ends in "(%)", `y`, `low`, `high` and `references`
+    (name -> value, drawn as level lines) are shares of 1.
+    """
+    _check_columns(table, [x, y, by, low, high], numbers=[x, y, low, high])
+    if table.duplicated([x, by]).any():
+        row = table[table.duplicated([x, by])].iloc[0]
+        raise ValueError(f"{by} {row[by]!r} has two rows with {x} {row[x]}; take their mean first.")
+    scale = _percent(y_label, table[y])
+    for column, logarithmic in ((x, log_x), (y, log_y)):
+        if logarithmic and (table[column] <= 0).any():
+            raise ValueError(f"A logarithmic axis has no place for {column} {table[column].min()}.")
+    fig = _figure(title)
+    ax = fig.subplots()
+    lines = dict(list(table.groupby(by, sort=False)))
+    for index, rows in enumerate(lines.values()):
+        rows = rows.sort_values(x)
+        look = {"marker": "o", **DOT} if len(rows) <= 40 else {}
+        ax.plot(rows[x], scale * rows[y], zorder=3, clip_on=len(rows) > 40, **_line_look(index), **look)
+        if low and high:
+            band = {"color": _cycle(index), "alpha": 0.15, "linewidth": 0}
+            ax.fill_between(rows[x], scale * rows[low], scale * rows[high], **band)
+    ax.set(xlabel=x_label, ylabel=y_label, xmargin=0.03)
+    ax.grid(True)
+    ax.set(xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
+    names = {}
+    for name, value in (references or {}).items():
+        ax.axhline(scale * value, color=GREY, linewidth=1.5, linestyle="--", zorder=0)
+        label = f"{name} {100 * value:.1f} %" if scale == 100 else f"{name} {value:.3g}"
+        names[label] = (scale * value, INK)
+    for axis, logarithmic in ((ax.xaxis, log_x), (ax.yaxis, log_y)):
+        _scale_axis(axis, logarithmic)
+    measured = np.unique(table[x].to_numpy(dtype=float))
+    if not log_x and len(measured) <= 12 and np.diff(measured).min(initial=np.inf) >= np.ptp(measured) / 16:
+        ax.set_xticks(measured, [f"{value:g}" for value in measured])
+    if scale == 100 and not log_y:
+        _keep_percent(ax)
+    _label_lines(ax, names)
+    if len(lines) > 1:
+        _name_lines(fig, [str(name) for name in lines])
+    return fig
+
+
+@_styled
+def plot_scatter(
+    table: pd.DataFrame,
+    x: str | dict[str, str],
+    y: str,
+    labels: str,
+    *,
+    x_label: str | None = None,
+    y_label: str,
+    log_x: bool = True,
+    low: str | None = None,
+    high: str | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draw a dot a row of `table` (a model) at its cost `x` and its `y`, with a whisker from `low` to `high`.
+
+    Column `labels` holds the names. With one `x` they stand beside the dots. With two to four costs (column -> label of
+    its axis) each has a panel, the dots have numbers, and a legend below gives their names; so it is with one `x` where
+    dots lie too close for names. Where `y_label` ends in "(%)", `y`, `low` and `high` are shares of 1. A cost that is
+    NaN leaves the dot out of its panel.
+    """
+    costs = {x: x_label or x} if isinstance(x, str) else dict(x)
+    if not 1 <= len(costs) <= 4:
+        raise ValueError(f"A figure has one to four panels, not {len(costs)}.")
+    _check_columns(table, [*costs, y, labels, low, high], numbers=[*costs, y, low, high])
+    scale = _percent(y_label, table[y])
+    for column in costs:
+        if log_x and (table[column] <= 0).any():
+            raise ValueError(f"A logarithmic axis has no place for {column} {table[column].min()}.")
+    table = table.reset_index(drop=True)
+    several = len(costs) > 1
+    fig = _figure(title)
+    axes = fig.subplots(1, len(costs), sharey=True, squeeze=False)[0]
+    for ax, (column, label) in zip(axes, costs.items(), strict=True):
+        known = table[table[column].notna()]
+        for index, row in known.iterrows():
+            if low and high and not np.isnan(row[low]):
+                ends = [scale * row[low], scale * row[high]]
+                ax.plot([row[column]] * 2, ends, color=_cycle(index), linewidth=2, alpha=0.6, zorder=2)
+            ax.plot(row[column], scale * row[y], "o", color=_cycle(index), zorder=3, **DOT)
+        ax.set_xlabel(label)
+        ax.grid(True)
+        ax.margins(x=0.1, y=0.1)
+        if log_x and len(known):
+            values = known[column].to_numpy(dtype=float)
+            reach = max(1.3, (values.max() / values.min()) ** 0.1)
+            ax.set(xscale="log", xlim=(values.min() / reach, values.max() * reach))
+        _scale_axis(ax.xaxis, log_x and len(known) > 0, n_ticks=12 // len(costs) if several else 8)
+    axes[0].set_ylabel(y_label)
+    if scale == 100:
+        _keep_percent(axes[0])
+    names = [_shorten(str(name), 36) for name in table[labels]]
+    if several or not _name_dots(fig, axes, table, list(costs), y, low or y, high or y, names, scale):
+        numbers = [str(number) for number in range(1, len(table) + 1)]
+        handles = [Line2D([], [], color=_cycle(index), marker="o", linestyle="", **DOT) for index in range(len(table))]
+        _bottom_legend(fig, handles, [f"{number}  {name}" for number, name in zip(numbers, names, strict=True)])
+        _name_dots(fig, axes, table, list(costs), y, low or y, high or y, numbers, scale, always=True)
+    return fig
+
+
+@_styled
+def plot_stream(
+    waveform: np.ndarray,
+    sample_rate: int,
+    times: np.ndarray,
+    probabilities: np.ndarray,
+    class_names: Sequence[str],
+    events: pd.DataFrame | None = None,
+    detections: pd.DataFrame | None = None,
+    threshold: float | None = None,
+    tolerance: float = 0.75,
+    title: str | None = None,
+) -> Figure:
+    """Draw a recording (samples,) with the words spoken in it and, below it, what a keyword model heard over time.
+
+    `times` (n,) in s and `probabilities` (n, classes) come smoothed, as the detector saw them. `events` (time in s,
+    class_name) are the words spoken; they stand above the waveform. `detections` (time, class_name, probability) are
+    drawn as hits or false alarms: as their column `hit` says, or else as `metrics.match_detections` finds with
+    `tolerance` in s. Words that occur have colours, up to ten; the others and silence are grey. A word of the class
+    "unknown" is no command that could be missed: it is written in grey.
+
+    Raises ValueError for probabilities that do not fit, and for more words than can be written side by side (45).
+    """
+    probabilities, times = np.asarray(probabilities), np.asarray(times)
+    if probabilities.shape != (len(times), len(class_names)):
+        fits = f"{len(times)} times and {len(class_names)} classes"
+        raise ValueError(f"Probabilities {probabilities.shape} do not fit {fits}.")
+    seconds = len(waveform) / sample_rate
+    spoken = _check_stream(events, seconds, class_names, "events")
+    found = _check_stream(detections, seconds, class_names, "detections", others=["probability"])
+    if len(spoken) > 45:
+        raise ValueError(f"{len(spoken)} words cannot be written side by side; draw a shorter stretch (45 words).")
+    heard = match_detections(found, spoken, tolerance)
+    hits = np.isin(np.arange(len(found)), heard) if "hit" not in found else found["hit"].to_numpy(dtype=bool)
+    occurring = dict.fromkeys([*spoken["class_name"], *found["class_name"]])
+    peaks = dict(zip(class_names, probabilities.max(0, initial=0), strict=True))
+    words = [name for name in class_names if str(name).strip("_") not in ("silence", "unknown")]
+    strongest = sorted((name for name in words if name in occurring or not occurring), key=lambda name: -peaks[name])
+    coloured = [name for name in words if name in strongest[: len(COLOURS)]]
+    colours = {name: COLOURS[coloured.index(name)] if name in coloured else PALE for name in class_names}
+
+    fig = _figure(title)
+    top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=(2, 3))
+    largest = _draw_waveform(top, waveform, sample_rate, colour=PALE)
+    top.set(ylim=(-1.05 * largest, 1.05 * largest), ylabel="Amplitude")
+    for index, name in enumerate(class_names):
+        width, order = (2.5, 3) if name in coloured else (1.2, 2)
+        bottom.plot(times, 100 * probabilities[:, index], color=colours[name], linewidth=width, zorder=order)
+    if threshold is not None:
+        bottom.axhline(100 * threshold, color=INK, linewidth=1.5, linestyle="--")
+    for row, hit in zip(found.itertuples(), hits, strict=True):
+        look = {"color": colours[row.class_name], "clip_on": False, "zorder": 5, "linestyle": ""}
+        bottom.plot(row.time, 100 * row.probability, **look, **(HIT if hit else FALSE_ALARM))
+    bottom.set(ylim=(0, 104), xlim=(0, seconds), xlabel="Time (s)", ylabel="Probability (%)")
+    bottom.grid(True)
+    _scale_axis(bottom.xaxis, False, n_ticks=10)
+    handles = [Line2D([], [], color=colours[name], linewidth=4) for name in coloured]
+    names = [_pretty(name) for name in coloured]
+    if len(coloured) < len(class_names):
+        handles.append(Line2D([], [], color=PALE, linewidth=2))
+        names.append("other classes")
+    marks = {}
+    if hits.any():
+        marks["hit"] = Line2D([], [], color=GREY, linestyle="", **HIT)
+    if (~hits).any():
+        marks["false alarm"] = Line2D([], [], color=PALE, linestyle="", **FALSE_ALARM)
+    if threshold is not None:
+        marks["threshold"] = Line2D([], [], color=INK, linewidth=1.5, linestyle="--")
+    missed = np.zeros(len(spoken), dtype=bool)
+    if detections is not None and len(spoken):
+        missed = (heard < 0) & spoken["class_name"].isin(words).to_numpy()
+        if missed.any():
+            marks["missed word"] = Line2D([], [], color=GREY, marker="v", mfc="white", ms=10, mew=2, ls="")
+    if marks:
+        _top_legend(fig, list(marks.values()), list(marks), handlelength=1.5)
+    _bottom_legend(fig, handles, names)
+    if len(spoken):
+        inks = [INK if name in words else GREY for name in spoken["class_name"]]
+        _label_events(top, spoken, [colours[name] for name in spoken["class_name"]], inks, missed)
+    return fig
+
+
+@_styled
+def plot_attention_over_waveform(
+    waveforms: np.ndarray,
+    sample_rate: int,
+    attention: np.ndarray,
+    times: np.ndarray,
+    titles: Sequence[str],
+    title: str | None = None,
+) -> Figure:
+    """Draw up to six waveforms (clips, samples) and over each the attention that its time steps get.
+
+    `attention` (clips, steps), at `times` (steps,) in s, is given relative to its mean: 1 is what each step would get
+    if all got the same.
+    """
+    attention, times = np.asarray(attention, dtype=float), np.asarray(times, dtype=float)
+    if not 1 <= len(waveforms) <= 6:
+        raise ValueError(f"One to six waveforms have room in a figure, not {len(waveforms)}.")
+    if attention.shape != (len(waveforms), len(times)):
+        raise ValueError(f"Attention {attention.shape} does not fit {len(waveforms)} waveforms and {len(times)} times.")
+    if not (np.isfinite(attention).all() and (attention >= 0).all() and attention.any(1).all()):
+        raise ValueError("Attention weights must be finite, not negative, and not all zero.")
+    relative = attention / attention.mean(1, keepdims=True)
+    fig = _figure(title)
+    axes = _grid(fig, titles, len(waveforms))
+    pairs = zip(axes, waveforms, strict=True)
+    largest = max(_draw_waveform(ax, waveform, sample_rate, colour=PALE) for ax, waveform in pairs)
+    axes[0].set_ylim(-1.05 * largest, 1.05 * largest)
+    n_columns = axes[0].get_subplotspec().get_gridspec().ncols
+    for index, (ax, weights) in enumerate(zip(axes, relative, strict=True)):
+        side = ax.twinx()
+        side.fill_between(times, weights, color=COLOURS[1], alpha=0.2, linewidth=0)
+        side.plot(times, weights, color=COLOURS[1])
+        side.axhline(1, color=INK, linewidth=1.2, linestyle="--")
+        side.set_ylim(0, 1.08 * relative.max())
+        side.spines["right"].set_visible(True)
+        side.yaxis.set_major_locator(MaxNLocator(5))
+        last = (index + 1) % n_columns == 0 or index == len(axes) - 1
+        side.tick_params(right=last, labelright=last)
+    _label_grid(fig, "Time (s)", "Amplitude (full scale = 1)")
+    left, bottom, width, height = fig.get_layout_engine().get()["rect"]
+    fig.get_layout_engine().set(rect=(left, bottom, width - 0.028, height))
+    place = {"x": 0.992, "y": bottom + height / 2, "ha": "right", "va": "center", "rotation": 90}
+    fig.text(s="Attention (uniform = 1)", size=15, **place).set_in_layout(False)
+    lines = {
+        "waveform": Patch(color=PALE), "attention": Line2D([], [], color=COLOURS[1]),
+        "uniform": Line2D([], [], color=INK, linewidth=1.2, linestyle="--"),
+    }  # fmt: skip
+    _top_legend(fig, list(lines.values()), list(lines))
+    return fig
+
+
+@_styled
+def plot_shares(shares: dict[str, np.ndarray], x_label: str, title: str | None = None) -> Figure:
+    """Draw how a share (n,) of 1 is distributed over clips, name -> shares, a panel for each of up to three ways.
+
+    Bars are 5 % wide, upper end included; clips of which the share is exactly zero have a bar of their own. Above each
+    panel: the share of clips above zero, and the mean.
+    """
+    if not 1 <= len(shares) <= 3:
+        raise ValueError(f"One to three ways have room side by side, not {len(shares)}.")
+    shares = {name: np.asarray(values, dtype=float) for name, values in shares.items()}
+    for name, values in shares.items():
+        if len(values) == 0 or not ((values >= 0) & (values <= 1)).all():
+            raise ValueError(f"The shares of {name!r} must be numbers from 0 to 1, at least one.")
+    fig = _figure(title)
+    axes = fig.subplots(1, len(shares), sharey=True, squeeze=False)[0]
+    for ax, (name, values) in zip(axes, shares.items(), strict=True):
+        # a share such as 0.15 is a little more than three times 0.05 in floating point
+        counts = np.bincount(np.ceil(np.round(20 * values, 9)).astype(int), minlength=21)
+        heights = 100 * counts / len(values)
+        ax.bar(-3.5, heights[0], width=5, color=COLOURS[0])
+        ax.bar(np.arange(2.5, 100, 5), heights[1:], width=5, color=COLOURS[1], edgecolor="white", linewidth=0.8)
+        if counts[0]:
+            beside = {"textcoords": "offset points", "xytext": (0, 4), "ha": "left"}
+            ax.annotate(f"{heights[0]:.3g} %", (-6, heights[0]), **beside)
+        ax.set_xticks([-3.5, *range(20, 101, 20)], ["0", *(str(tick) for tick in range(20, 101, 20))])
+        ax.set(xlim=(-11, 101), xlabel=x_label)
+        summary = f"{len(values):,} clips, {100 * (values > 0).mean():.1f} % above 0\nmean {100 * values.mean():.1f} %"
+        ax.set_title(f"{textwrap.fill(name, 90 // len(shares))}\n{summary}", size=SMALLEST)
+        ax.grid(True, axis="y")
+    axes[0].set_ylabel("Share of the clips (%)")
+    axes[0].set_ylim(0, min(108, 1.12 * max(ax.dataLim.intervaly[1] for ax in axes)))
+    _scale_axis(axes[0].yaxis, False)
+    return fig
+
+
+@_styled
+def plot_runs(
+    values: pd.DataFrame,
+    intervals: pd.DataFrame | None = None,
+    references: dict[str, float] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draw the accuracies of n trainings of each model, and beside them the interval over speakers of the model.
+
+    The two answer different questions: mean and standard deviation over runs say what another seed would change, the
+    95 % interval over speakers says what other speakers would. `values` has a row a run (model, seed, accuracy as a
+    share of 1), `intervals` one a model (model, mean, low, high), `references` are name -> share of 1.
+    """
+    _check_columns(values, ["model", "seed", "accuracy"], numbers=["accuracy"])
+    _percent("(%)", values["accuracy"])
+    if values.duplicated(["model", "seed"]).any():
+        row = values[values.duplicated(["model", "seed"])].iloc[0]
+        raise ValueError(f"Model {row['model']!r} has two runs with seed {row['seed']}; take their mean first.")
+    models = dict(list(values.groupby("model", sort=False)["accuracy"]))
+    places: dict[str, tuple[float, float, float]] = {}
+    if intervals is not None:
+        _check_columns(intervals, ["model", "mean", "low", "high"], numbers=["mean", "low", "high"])
+        for row in intervals.itertuples():
+            if row.model not in models:
+                raise ValueError(f"There is an interval of {row.model!r} but no run; there are {', '.join(models)}.")
+            if not row.low <= row.mean <= row.high:
+                raise ValueError(f"In an interval low <= mean <= high must hold; see {row.model!r}.")
+            places[row.model] = (100 * row.mean, 100 * row.low, 100 * row.high)
+    fig = _figure(title)
+    ax = fig.subplots()
+    run_colour, interval_colour = COLOURS[:2]
+    bar = {"elinewidth": 3, "capsize": 6, "capthick": 2.5}
+    crowded = len(models) > 9
+    for index, (model, accuracies) in enumerate(models.items()):
+        accuracies = 100 * accuracies.to_numpy()
+        y = index - 0.22 if model in places else index
+        mean, text = accuracies.mean(), f"{accuracies.mean():.1f} (1 run)"
+        spread = np.linspace(-0.1, 0.1, len(accuracies)) if len(accuracies) > 1 else 0
+        ax.plot(accuracies, y + spread, "o", color=run_colour, zorder=3, alpha=0.75, **DOT)
+        if len(accuracies) > 1:
+            sd = accuracies.std(ddof=1)
+            text = f"{mean:.1f} ± {sd:.1f} ({len(accuracies)} runs)"
+            ax.errorbar(mean, y, xerr=sd, color=INK, fmt="|", markersize=16, markeredgewidth=3, zorder=4, **bar)
+        if model in places:
+            centre, low, high = places[model]
+            beside = f"{centre:.1f}, {low:.1f} to {high:.1f}"
+            text = f"{text}   {beside}" if crowded else text
+            reach = [[centre - low], [high - centre]]
+            ax.errorbar(centre, index + 0.22, xerr=reach, color=interval_colour, fmt="D", markersize=9, **bar)
+            if not crowded:
+                _write_beside(ax, index + 0.22, beside)
+        _write_beside(ax, index if crowded else y, text)
+    names = [_shorten(str(name), 36) if crowded else textwrap.fill(str(name), 26) for name in models]
+    ax.set_yticks(range(len(models)), names)
+    ax.set(ylim=(len(models) - 0.4, -0.6), xlabel="Accuracy (%)")
+    for edge in range(1, len(models)):
+        ax.axhline(edge - 0.5, color="#d0d0d0", linewidth=1)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(True, axis="x")
+    references = {name: 100 * value for name, value in (references or {}).items()}
+    drawn = [*(100 * values["accuracy"]), *np.ravel(list(places.values())), *references.values()]
+    pad = max(0.3, 0.05 * np.ptp(drawn))
+    ax.set_xlim(max(min(drawn) - pad, -1), min(max(drawn) + pad, 101))
+    marks = {
+        "one run": Line2D([], [], color=run_colour, marker="o", ls="", **DOT),
+        "mean ± sd: another seed": Line2D([], [], color=INK, marker="|", ms=14, mew=3, lw=3),
+    }
+    if places:
+        marks["95 % interval: other speakers"] = Line2D([], [], color=interval_colour, marker="D", ms=9, lw=3)
+    _top_legend(fig, list(marks.values()), list(marks))
+    _label_columns(ax, references)
+    return fig
+
+
+@_styled
+def plot_training_signals(signals: pd.DataFrame, title: str | None = None) -> Figure:
+    """Draw what happens inside one to three runs during training: a column a run, a row a signal, a line a layer.
+
+    `signals` has the columns run, step, name ("gradient norm", "attention entropy (nats)"), value and layer. Signals
+    whose name begins with "gradient" have a logarithmic axis, on which zero lies below the lower edge.
+    """
+    _check_columns(signals, ["run", "step", "name", "value", "layer"], numbers=["step", "value"], holes=True)
+    runs, names, layers = (list(dict.fromkeys(signals[column])) for column in ("run", "name", "layer"))
+    if len(runs) > 3 or len(names) > 3:
+        raise ValueError(f"Three runs and three signals have room, not {len(runs)} and {len(names)}.")
+    fig = _figure(title)
+    axes = fig.subplots(len(names), len(runs), sharex=True, sharey="row", squeeze=False)
+    for (row, column), ax in np.ndenumerate(axes):
+        here = signals[(signals["name"] == names[row]) & (signals["run"] == runs[column])]
+        for layer, rows in here.groupby("layer", sort=False):
+            rows, index = rows.sort_values("step"), layers.index(layer)
+            ax.plot(rows["step"], rows["value"], linewidth=2, **_line_look(index))
+        ax.grid(True)
+        if row == 0:
+            ax.set_title(_shorten(str(runs[column]), 100 // len(runs)))
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    for name, ax in zip(names, axes[:, 0], strict=True):
+        label = str(name)[:1].upper() + str(name)[1:]
+        ax.set_ylabel(textwrap.fill(label, 18))
+        values = signals.loc[signals["name"] == name, "value"]
+        positive = values[(values > 0) & np.isfinite(values)]
+        if str(name).lower().startswith("gradient") and len(positive):
+            for other in ax.get_shared_y_axes().get_siblings(ax):
+                other.set_yscale("log", nonpositive="clip")
+            ax.set_ylim(positive.min() / 1.5, positive.max() * 1.5)
+            _scale_axis(ax.yaxis, True, n_ticks=5)
+        elif len(values.dropna()):
+            ax.yaxis.set_major_locator(MaxNLocator(5))
+            ax.set_ylim(bottom=min(0, values.min()))
+    _name_lines(fig, [f"layer {layer}" if isinstance(layer, int | np.integer) else str(layer) for layer in layers])
+    fig.supxlabel("Training step", size=15, y=_reserve(fig, bottom=0.045)[1])
+    return fig
+
+
 def show_players(waveforms: np.ndarray, sample_rate: int, titles: Sequence[str]):
     """Return an audio player with its title for each of `waveforms` (clips, samples), for the end of a cell.
 
@@ -481,7 +896,6 @@ class FigureBook:
         if self.mark:
             fig.text(0.992, 0.012, self.mark, ha="right", va="bottom", color=GREY, fontsize=SMALLEST, gid="mark")
         item = self._item(name, "figure", caption)
-        self.folder.mkdir(parents=True, exist_ok=True)
         _write(self.folder / f"{item['file']}.svg", _render(fig, "svg", FILE_DPI))
         _write(self.folder / f"{item['file']}.png", _render(fig, "png", FILE_DPI))
         self._remember(item)
@@ -493,7 +907,6 @@ class FigureBook:
         frame = df if isinstance(df.index, pd.RangeIndex) else df.reset_index()
         rows = ([_cell(value) for value in row] for row in frame.itertuples(index=False))
         item["rows"] = [[str(column) for column in frame], *rows]
-        self.folder.mkdir(parents=True, exist_ok=True)
         _write(self.folder / f"{item['file']}.csv", frame.to_csv(index=False).encode())
         self._remember(item)
         return df
@@ -591,12 +1004,8 @@ def _render(fig: Figure, kind: str, dpi: int) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with write_whole(path) as temporary:
         temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _cycle(index: int) -> tuple[float, float, float]:
@@ -681,6 +1090,21 @@ def _grid(fig: Figure, titles: Sequence[str], n_panels: int) -> list[Axes]:
     return list(axes.flat[:n_panels])
 
 
+def _draw_waveform(ax: Axes, waveform: np.ndarray, sample_rate: int, colour=COLOURS[0]) -> float:
+    """Draw a waveform (samples,), int16 or float, over seconds; return its largest amplitude, 1 if all is zero."""
+    waveform = np.asarray(waveform)
+    if len(waveform) == 0:
+        raise ValueError("A waveform without samples cannot be drawn.")
+    waveform = waveform / 32768 if waveform.dtype == np.int16 else waveform
+    # what a line of 80,000 points shows is its envelope: a fill of 1,000 is the same picture and a small file
+    starts = np.unique(np.linspace(0, len(waveform), min(1000, len(waveform)), endpoint=False, dtype=int))
+    high, low = np.maximum.reduceat(waveform, starts), np.minimum.reduceat(waveform, starts)
+    ax.fill_between(starts / sample_rate, low, high, color=colour, linewidth=0.8)
+    ax.axhline(0, color=GREY, linewidth=0.6)
+    ax.set_xlim(0, len(waveform) / sample_rate)
+    return max(high.max(), -low.min()) or 1
+
+
 def _as_image(spec: np.ndarray, times: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
     """Return the spec as (n_mels, frames); a Kaldi one comes as (frames, n_mels)."""
     spec = np.asarray(spec)
@@ -744,23 +1168,30 @@ def _list_confusions(ax: Axes, matrix: np.ndarray, names: list[str]) -> None:
 
 def _label_lines(ax: Axes, lines: dict[str, tuple[float, str]]) -> None:
     """Write name -> (y, colour) beside the right end of horizontal lines, pushed apart where they would overlap."""
-    low, high = ax.get_ylim()
     names = sorted(lines, key=lambda name: lines[name][0])
-    heights = np.array([(name.count("\n") + 1) * 1.35 * SMALLEST / 72 / 5.4 * (high - low) for name in names])
-    y = np.array([lines[name][0] for name in names], dtype=float)
-    for _ in range(300):
-        for i in range(1, len(y)):
-            overlap = (heights[i - 1] + heights[i]) / 2 - (y[i] - y[i - 1])
-            if overlap > 0:
-                y[i - 1 : i + 1] += [-overlap / 2, overlap / 2]
-        y = np.clip(y, low + heights / 2, high - heights / 2)
-    for name, place in zip(names, y, strict=True):
+    # in shares of the axes' height, so that it holds for logarithmic axes too
+    low, high = ax.yaxis.get_transform().transform(ax.get_ylim())
+    values = ax.yaxis.get_transform().transform([lines[name][0] for name in names])
+    heights = np.array([(name.count("\n") + 1) * 1.35 * SMALLEST / 72 / 5.4 for name in names])
+    for name, place in zip(names, _push_apart((values - low) / (high - low), heights, 0, 1), strict=True):
         value, colour = lines[name]
         ax.annotate(
             name, (1, value), xycoords=("axes fraction", "data"), xytext=(1.03, place), annotation_clip=False,
-            textcoords=("axes fraction", "data"), va="center", fontsize=SMALLEST, color=colour,
+            textcoords="axes fraction", va="center", fontsize=SMALLEST, color=colour,
             arrowprops={"arrowstyle": "-", "color": colour, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)},
         )  # fmt: skip
+
+
+def _push_apart(places: Sequence[float], sizes: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Move things of `sizes`, whose centres are sorted, as little as keeps them apart and between `low` and `high`."""
+    places = np.array(places, dtype=float)
+    for _ in range(300):
+        for i in range(1, len(places)):
+            overlap = (sizes[i - 1] + sizes[i]) / 2 - (places[i] - places[i - 1])
+            if overlap > 0:
+                places[i - 1 : i + 1] += [-overlap / 2, overlap / 2]
+        places = np.clip(places, low + sizes / 2, high - sizes / 2)
+    return places
 
 
 def _label_columns(ax: Axes, references: dict[str, float]) -> None:
@@ -778,6 +1209,194 @@ def _label_columns(ax: Axes, references: dict[str, float]) -> None:
         ax.axvline(value, color=INK, linewidth=1.5, linestyle="--")
         ax.annotate("", (value, 1), xytext=(0, 17 + 21 * row), arrowprops=pole, **top)
         ax.annotate(text, (value, 1), xytext=(-5, 9 + 21 * row), fontsize=SMALLEST, ha="right", va="center", **top)
+
+
+def _check_columns(table: pd.DataFrame, columns: list, numbers: list, holes: bool = False) -> None:
+    """Refuse a table without one of `columns`, without rows, or (unless `holes`) with infinite numbers."""
+    missing = [column for column in columns if column and column not in table]
+    if missing:
+        raise ValueError(f"The table has no column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}.")
+    if len(table) == 0:
+        raise ValueError("The table has no rows to draw.")
+    for column in filter(None, numbers):
+        if not pd.api.types.is_numeric_dtype(table[column]):
+            raise ValueError(f"Column {column} must hold numbers.")
+        if not holes and np.isinf(table[column].to_numpy(dtype=float)).any():
+            raise ValueError(f"Column {column} holds an infinite value, which has no place on an axis.")
+
+
+def _percent(label: str, values: pd.Series) -> int:
+    """Return 100 for a label in percent, whose values must be shares of 1, and 1 for any other."""
+    if not label.endswith("(%)"):
+        return 1
+    if (values > 1).any() or (values < 0).any():
+        worst = values[(values > 1) | (values < 0)].iloc[0]
+        raise ValueError(f"{values.name} {worst:g} is no share of 1; give 0.95 for 95 %.")
+    return 100
+
+
+def _keep_percent(ax: Axes) -> None:
+    bottom, top = ax.get_ylim()
+    ax.set_ylim(max(bottom, -1), min(top, 101))
+
+
+def _scale_axis(axis, logarithmic: bool, n_ticks: int = 8) -> None:
+    """Put few, plainly written ticks on an axis; a logarithmic one, its limits set, gets them at 1, 2, 5."""
+    axis.set_major_formatter(FuncFormatter(_tick))
+    if not logarithmic:
+        axis.set_major_locator(MaxNLocator(n_ticks, steps=[1, 2, 5, 10]))
+        return
+    low, high = sorted(axis.get_view_interval())
+    powers = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    choices = [np.outer(10**powers, digits).ravel() for digits in ((1, 2, 5), (1, 3), (1,))]
+    choices += [10 ** powers[powers % step == 0] for step in (2, 3, 4, 6, 10)]
+    choices = [ticks[(ticks >= low * 0.999) & (ticks <= high * 1.001)] for ticks in choices]
+    ticks = next((ticks for ticks in choices if len(ticks) <= n_ticks), choices[-1])
+    if len(ticks) < 3:
+        even = MaxNLocator(n_ticks, steps=[1, 2, 5, 10]).tick_values(low, high)
+        ticks = even[(even >= low) & (even <= high)] if high < 20 * low else ticks
+    axis.set_ticks(ticks)
+    axis.set_minor_locator(NullLocator())
+
+
+def _tick(value: float, _=None) -> str:
+    """Return 20 k for 20,000 and 10⁻⁵ for 0.00001: mathematical text is off in these figures."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
+        if abs(value) >= size:
+            size = 1e3 if unit == " k" else size
+            return f"{value / size:g}{unit}"
+    if value == 0 or abs(value) >= 1e-3:
+        return f"{value:g}"
+    digits, exponent = f"{value:.0e}".split("e")
+    power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return power if digits == "1" else f"{digits}·{power}"
+
+
+def _line_look(index: int) -> dict:
+    return {"color": _cycle(index), "linestyle": "-" if index < len(COLOURS) else "--"}
+
+
+def _name_lines(fig: Figure, names: list[str]) -> None:
+    """Put a legend of lines that look as `_line_look` says at the top if they are few, at the bottom otherwise."""
+    handles = [Line2D([], [], linewidth=4, **_line_look(index)) for index in range(len(names))]
+    if len(names) <= 5 and sum(_text_width(name, SMALLEST) + 0.9 for name in names) < 8:
+        _top_legend(fig, handles, names, handlelength=1.2)
+    else:
+        _bottom_legend(fig, handles, [_shorten(name, 50) for name in names])
+
+
+def _name_dots(
+    fig: Figure, axes: Sequence[Axes], table: pd.DataFrame, columns: list[str], y: str, low: str, high: str,
+    names: list[str], scale: int, always: bool = False,
+) -> bool:  # fmt: skip
+    """Write names beside dots, and say whether they are free of each other; if not, write none (unless `always`)."""
+    fig.draw_without_rendering()
+    points = 72 / fig.dpi
+    found = []
+    for ax, column in zip(axes, columns, strict=True):
+        known = np.flatnonzero(table[column].notna())
+        if len(known) == 0:
+            continue
+        x = table[column].to_numpy(dtype=float)[known]
+        at, lowest, highest = (
+            points * ax.transData.transform(np.column_stack([x, scale * table[end].fillna(table[y]).to_numpy()[known]]))
+            for end in (y, low, high)
+        )
+        bars = np.column_stack([at[:, 0] - 3, lowest[:, 1], at[:, 0] + 3, highest[:, 1]])
+        shown = [names[index] for index in known]
+        frame = points * ax.get_window_extent().get_points().ravel()  # left, bottom, right, top
+        found.append((ax, shown, x, scale * table[y].to_numpy()[known], *_place_names(at, bars, frame, shown)))
+    if any(clash for *_, clash in found) and not always:
+        return False
+    for ax, shown, x, values, offsets, ends, _ in found:
+        for name, place, offset, end in zip(shown, zip(x, values, strict=True), offsets, ends, strict=True):
+            pole = {"arrowstyle": "-", "color": GREY, "lw": 0.8, "shrinkA": 0, "shrinkB": 6, "relpos": tuple(end)}
+            ax.annotate(
+                name, place, xytext=tuple(offset), textcoords="offset points", ha="center", va="center", zorder=6,
+                fontsize=SMALLEST, annotation_clip=False, arrowprops=None if np.isnan(end).any() else pole,
+            )  # fmt: skip
+    return True
+
+
+def _place_names(
+    at: np.ndarray, bars: np.ndarray, frame: np.ndarray, names: list[str]
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Find for each dot (n, 2) the nearest place of its name that is free of other names, dots, whiskers and lines.
+
+    All in points; boxes are left, bottom, right, top. Returns the offsets of the names' centres, where in its box (in
+    shares of its sides) the line from the dot ends (NaN: too near to need one), and whether some place is not free.
+    """
+    sizes = np.array([[72 * _text_width(name, SMALLEST), 1.2 * SMALLEST] for name in names])
+    dots = np.column_stack([at - 6, at + 6])
+    boxes, lines = np.full((len(names), 4), np.nan), np.full((len(names), 12, 2), np.nan)
+    offsets, clashes = np.zeros((len(names), 2)), np.zeros(len(names))
+    directions = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)]
+
+    def covered(box: np.ndarray, others: np.ndarray) -> float:
+        sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+        return np.nansum(np.prod(np.clip(sides, 0, None), axis=1))
+
+    def crossed(box: np.ndarray, points: np.ndarray) -> int:
+        return np.count_nonzero(((points > box[..., :2]) & (points < box[..., 2:])).all(-1))
+
+    for _ in range(4):  # each name again, now that the others have a place
+        for index, (centre, size) in enumerate(zip(at, sizes, strict=True)):
+            best, other = np.inf, np.arange(len(names)) != index
+            for reach, (rank, (right, up)) in itertools.product((11, 18, 30, 44, 60, 80, 105), enumerate(directions)):
+                step = reach / np.hypot(right, up)
+                offset = np.array([right * (step + size[0] / 2), up * (step + size[1] / 2)])
+                box = np.concatenate([centre + offset - size / 2, centre + offset + size / 2])
+                line = centre + np.linspace(0, 1, 12)[:, None] * (np.clip(centre, box[:2], box[2:]) - centre)
+                clash = 20 * np.clip(np.concatenate([frame[:2] - box[:2], box[2:] - frame[2:]]), 0, None).sum()
+                clash += 4 * covered(box, boxes[other]) + covered(box, dots) + 60 * crossed(box, lines[other])
+                clash += 60 * crossed(boxes[other][:, None], line[None]) if reach > 20 else 0
+                cost = clash + covered(box, bars) + reach + 0.3 * rank
+                if cost < best:
+                    best, boxes[index], offsets[index], clashes[index] = cost, box, offset, clash
+                    lines[index] = line if reach > 20 else np.nan
+    return offsets, (lines[:, -1] - boxes[:, :2]) / sizes, (clashes > 30).any()  # a corner of a dot's box is no dot
+
+
+def _check_stream(
+    table: pd.DataFrame | None, seconds: float, class_names: Sequence[str], what: str, others: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Return the table in order of time, an empty one for None; refuse times outside and classes that do not exist."""
+    columns = ["time", "class_name", *others]
+    if table is None or len(table) == 0:
+        return pd.DataFrame({column: [] for column in columns})
+    _check_columns(table, columns, numbers=["time"])
+    outside = table.loc[~table["time"].between(0, seconds), "time"]
+    if len(outside):
+        raise ValueError(f"The {what} hold the time {outside.iloc[0]:g} s, outside a recording of {seconds:g} s.")
+    unknown = sorted(set(table["class_name"]) - set(class_names))
+    if unknown:
+        raise ValueError(f"The {what} hold the class {unknown[0]!r}, which is not among the class names.")
+    return table.sort_values("time", kind="stable", ignore_index=True)
+
+
+def _label_events(ax: Axes, events: pd.DataFrame, colours: list, inks: list, missed: np.ndarray) -> None:
+    """Write words above a waveform where they are spoken: upright where they do not fit side by side."""
+    ax.figure.draw_without_rendering()
+    inches = ax.get_position().width * SIZE[0]
+    per_second = inches / np.ptp(ax.get_xlim())
+    texts = [_pretty(name) for name in events["class_name"]]
+    widths = np.array([_text_width(text, SMALLEST) + 0.12 for text in texts])
+    times = events["time"].to_numpy() * per_second
+    upright = len(times) > 1 and (np.diff(times) < (widths[1:] + widths[:-1]) / 2).any()
+    sizes = np.full(len(times), min(0.25, inches / len(times))) if upright else widths
+    places = _push_apart(times, sizes, -0.3, inches + 0.3) / per_second
+    where = {"xycoords": ("data", "axes fraction"), "annotation_clip": False}
+    marks = zip(events["time"], places, texts, colours, inks, missed, strict=True)
+    for time, place, text, colour, ink, miss in marks:
+        look = {"color": colour, "mfc": "white" if miss else colour, "mew": 2, "ms": 9, "zorder": 5, "clip_on": False}
+        ax.plot(time, 1.04, "v", transform=ax.get_xaxis_transform(), **look)
+        if abs(place - time) * per_second > 0.02:
+            pole = {"arrowstyle": "-", "color": GREY, "lw": 0.8, "shrinkA": 0, "shrinkB": 0}
+            ax.annotate("", (time, 1.08), xytext=(place, 1.19), textcoords=where["xycoords"], arrowprops=pole, **where)
+        ax.annotate(
+            text, (place, 1.2 if upright else 1.09), ha="center", va="bottom", rotation=90 if upright else 0,
+            fontsize=SMALLEST, color=ink, **where,
+        )  # fmt: skip
 
 
 def _cell(value) -> str:

@@ -2,6 +2,7 @@
 
 `models/<notebook>/<time>-<hash>/` holds weights.safetensors, model.py (the source of the model), run.json (settings,
 preprocessing, class names, metrics, device, versions), history.csv and, where there are rows to publish, results.json.
+Beside them: `sweep` trains over many settings and keeps what is finished, `export_onnx` writes a model as one graph.
 """
 
 import __future__
@@ -9,11 +10,15 @@ import __future__
 import ast
 import builtins
 import contextlib
+import copy
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
+import io
+import itertools
 import json
 import linecache
 import math
@@ -21,13 +26,17 @@ import os
 import platform
 import re
 import shutil
+import signal
 import symtable
 import sys
 import sysconfig
 import tempfile
 import textwrap
+import threading
+import time
 import types
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,9 +48,10 @@ from torch import nn
 
 from shared_utils import spectrograms
 from shared_utils.audio import decode
-from shared_utils.device import name_device, pick_device, resolve_path
+from shared_utils.device import name_device, pick_device, resolve_path, set_threads, write_whole
 
 FRONT_ENDS = ("KaldiFbank", "LogMel", "Mfcc")
+EXECUTORS = ("serial", "processes", "ray")
 _RUN_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 _RECORD = ("notebook", "created", "headline", "settings", "preprocessing", "class_names", "metrics", "data", "model")
 
@@ -60,6 +70,8 @@ class Run:
     metrics: dict = field(repr=False)
     data: dict = field(repr=False)
     history: pd.DataFrame = field(repr=False)
+    predictions: pd.DataFrame | None = field(repr=False)
+    results: list[dict] = field(repr=False)
     model: nn.Module = field(repr=False)
 
 
@@ -74,6 +86,7 @@ def save_run(
     headline: str,
     data: dict | None = None,
     results: list[dict] | None = None,
+    predictions: pd.DataFrame | None = None,
     model_arguments: dict | None = None,
     publish_as: str | None = None,
     folder: str | os.PathLike = "models",
@@ -85,10 +98,12 @@ def save_run(
         model: its class and what that uses of the notebook (classes, functions, constants) are copied to model.py.
         settings: plain values.
         preprocessing: what comes before the model: {"sample_rate": 16000, "seconds": 5.0, "padding": "zeros",
-            "front_end": "KaldiFbank", "LogMel", "Mfcc" or None (the model takes waveforms), "front_end_arguments": {}}.
+            "front_end": "KaldiFbank", "LogMel" or "Mfcc", "front_end_arguments": {}}. A model whose first layer is the
+            front-end takes waveforms: {"sample_rate": 16000, "seconds": 1.0} says it all.
         history: of `training.fit`. metrics: name -> number. headline: one line that says how good it is.
         data: {"data_set": name, "demo": True or False} of the table of clips.
         results: rows to publish.
+        predictions: a row a test clip, as `training.cross_validate` returns it; for a paired test against another run.
         model_arguments: what the model's class was called with, by name; `load_run` calls it like that again.
         publish_as: name under which `make results` keeps this run in the repository, in models/<publish_as>/.
 
@@ -113,6 +128,8 @@ def save_run(
     files["history.csv"] = history.to_csv(index=False)
     if results is not None:
         files["results.json"] = _to_json(_plain("results", results))
+    if predictions is not None:
+        files["predictions.csv"] = predictions.to_csv(index=False, float_format="%.4g")
 
     parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=parent))
@@ -157,7 +174,25 @@ def load_run(path: str | os.PathLike, folder: str | os.PathLike = "models") -> R
         raise ValueError(f"{weights} does not fit {record['model']['class']} in model.py: {reason}") from error
     model.eval()
     known = ("notebook", "created", "headline", "class_names", "settings", "preprocessing", "metrics", "data")
-    return Run(folder=run, history=history, model=model, **{name: record[name] for name in known})
+    predictions, results = run / "predictions.csv", run / "results.json"
+    return Run(
+        folder=run, history=history, model=model, **{name: record[name] for name in known},
+        predictions=pd.read_csv(predictions) if predictions.is_file() else None,
+        results=json.loads(results.read_text(encoding="utf-8")) if results.is_file() else [],
+    )  # fmt: skip
+
+
+def find_run(notebook: str, data: dict, class_names: list[str], folder: str | os.PathLike = "models") -> Run | None:
+    """Return the newest run of `notebook` on this data set with these classes that kept its predictions, or None.
+
+    `data` is {"data_set": name, "demo": True or False}, as in the attrs of a table of clips. A run that cannot be read
+    is named in a printed line and left out.
+    """
+    for run, record, _ in _readable_runs(notebook, folder):
+        same = {name: record["data"].get(name) for name in ("data_set", "demo")} == data
+        if same and record["class_names"] == list(class_names) and (run / "predictions.csv").is_file():
+            return load_run(run)
+    return None
 
 
 @torch.no_grad()
@@ -190,6 +225,209 @@ def predict_files(run: Run, paths: list | str | Path, device: str = "auto", batc
     table.insert(0, "path", [str(path) for path in paths])
     table["predicted"] = [run.class_names[label] for label in probabilities.argmax(1)]
     return table
+
+
+@torch.no_grad()
+def predict_stream(
+    model: nn.Module,
+    waveform: np.ndarray | torch.Tensor,
+    sample_rate: int,
+    seconds: float,
+    hop_seconds: float = 0.1,
+    batch_size: int = 64,
+    device: str = "auto",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Slide a window over a long recording; return (times (n,), probabilities (n, classes)).
+
+    Args:
+        model: takes waveforms (batch, samples), so its front-end is its first layer.
+        waveform: the recording (samples,), int16 or float in [-1, 1].
+        sample_rate: of the recording, in Hz; the model's own.
+        seconds, hop_seconds: length of a window, and from one window to the next.
+
+    The times are the centres of the windows in seconds. A recording shorter than a window is padded with zeros to one;
+    what is left behind the last whole window, less than `hop_seconds`, is not looked at. The model is left on `device`.
+    Raises ValueError for a recording that is not (samples,) or has NaN or infinite samples, a window or hop without
+    samples, or another sample rate than the front-end's.
+    """
+    if isinstance(waveform, np.ndarray) and not waveform.flags.writeable:
+        waveform = waveform.copy()  # PyTorch warns of memory that it may not write to
+    waveform = torch.as_tensor(waveform)
+    if waveform.dtype == torch.int16:
+        waveform = waveform.float() / 32768
+    if not waveform.is_floating_point():
+        raise ValueError(f"Samples of {waveform.dtype} have no known full scale; give int16, or float in [-1, 1].")
+    if waveform.ndim != 1 or len(waveform) == 0:
+        raise ValueError(f"The recording has shape {tuple(waveform.shape)}; give one row of samples (samples,).")
+    wrong = ~waveform.isfinite()
+    if wrong.any():
+        first = int(wrong.nonzero()[0]) / sample_rate
+        raise ValueError(
+            f"{int(wrong.sum())} of {len(waveform)} samples of the recording are NaN or infinite, the first at "
+            f"{first:.2f} s; cut them out or set them to 0."
+        )
+    expected = _find_sample_rate(model)
+    if expected is not None and expected != sample_rate:
+        raise ValueError(
+            f"The model was made for {expected} Hz, but the recording has {sample_rate}; read it with "
+            f"audio.read_audio(path, {expected})."
+        )
+    size, hop = round(seconds * sample_rate), round(hop_seconds * sample_rate)
+    if size < 1 or hop < 1:
+        raise ValueError(f"Windows of {seconds} s every {hop_seconds} s hold no sample; give more than 0 s of both.")
+    device = pick_device(device)
+    was_training = model.training
+    model.to(device).eval()
+    waveform = nn.functional.pad(waveform.float(), (0, max(0, size - len(waveform))))
+    windows = waveform.to(device).unfold(0, size, hop)  # (n, samples of a window), a view
+    try:
+        batches = [model(batch).float().softmax(1).cpu() for batch in windows.split(batch_size)]
+    finally:
+        model.train(was_training)
+    times = (np.arange(len(windows)) * hop + size / 2) / sample_rate
+    return times, torch.cat(batches).numpy()
+
+
+def export_onnx(
+    model: nn.Module, path: str | os.PathLike, n_samples: int, class_names: list[str] | None = None
+) -> Path:
+    """Write `model` as one ONNX graph, front-end and softmax inside, and return the path of the file.
+
+    Args:
+        model: takes waveforms (batch, samples) and returns logits (batch, classes), as models do here.
+        path: of the .onnx file, which holds the weights too.
+        n_samples: length of the waveforms.
+        class_names: one a class.
+
+    The graph maps `waveform` (batch, n_samples) float32 in [-1, 1] to `probabilities` (batch, classes), for any size of
+    the batch. Its metadata hold `sample_rate` and `class_names` (JSON) where they are known. Before the file gets its
+    name onnxruntime computes random clips with it: raises RuntimeError, and writes nothing, if a probability differs
+    from the model's by more than 0.001, or if the model cannot be put into a graph. The model stays as it was.
+    """
+    import onnx
+    import onnxruntime
+
+    path = resolve_path(path)
+    whole = _WithSoftmax(copy.deepcopy(getattr(model, "_orig_mod", model)).to("cpu", torch.float32)).eval()
+    generator = torch.Generator().manual_seed(0)
+    clips = [0.1 * torch.randn(n_clips, n_samples, generator=generator) for n_clips in (2, 1, 5)]
+    with write_whole(path) as temporary:
+        with torch.no_grad():
+            expected = [whole(batch).numpy() for batch in clips]
+        if class_names is not None and len(class_names) != expected[0].shape[1]:
+            raise ValueError(f"{len(class_names)} class names do not fit {expected[0].shape[1]} classes.")
+        try:
+            # The tracing exporter: it takes half a second, where the one of torch.export takes half a minute because it
+            # unrolls recurrent layers step by step before it joins them again.
+            with _quiet(), torch.no_grad():
+                torch.onnx.export(
+                    whole, (clips[0],), str(temporary), dynamo=False, opset_version=18,
+                    input_names=["waveform"], output_names=["probabilities"],
+                    dynamic_axes={"waveform": {0: "batch"}, "probabilities": {0: "batch"}},
+                )  # fmt: skip
+            graph = onnx.load(str(temporary))
+            metadata = {"sample_rate": _find_sample_rate(model), "class_names": class_names and list(class_names)}
+            known = {name: json.dumps(value, ensure_ascii=False) for name, value in metadata.items() if value}
+            onnx.helper.set_model_props(graph, known)
+            onnx.checker.check_model(graph)
+            onnx.save(graph, str(temporary))
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 4  # what goes wrong is raised, in words of ours
+            session = onnxruntime.InferenceSession(str(temporary), options, providers=["CPUExecutionProvider"])
+            found = [session.run(None, {"waveform": batch.numpy()})[0] for batch in clips]
+        except Exception as error:  # the exporter and onnxruntime have many errors of their own
+            raise RuntimeError(
+                f"{type(model).__name__} does not become an ONNX graph for batches of any size: "
+                f"{_first_line(error).rstrip('.')}. Take shapes from x.shape, not len(x)."
+            ) from error
+        difference = max(float(np.abs(a - b).max()) for a, b in zip(expected, found, strict=True))
+        if not difference <= 1e-3:
+            raise RuntimeError(
+                f"The graph of {type(model).__name__} differs from the model by {difference:.2g}, nothing was written: "
+                "a loop or an `if` over values, or random numbers in evaluation mode, cannot be put into a graph."
+            )
+    return path
+
+
+def sweep(
+    train: Callable[..., dict],
+    grid: list[dict] | dict[str, Iterable],
+    *,
+    name: str,
+    folder: str | os.PathLike = "models",
+    data: str = "",
+    executor: str = "serial",
+    n_workers: int = 2,
+) -> pd.DataFrame:
+    """Call `train(**settings)` for all settings of `grid` and return a row a run, in the order of the grid.
+
+    Args:
+        train: one run: settings -> a dict of plain numbers and texts, the main result first. It seeds itself.
+        grid: a list of settings, or setting -> its values, of which all combinations are run.
+        name, folder: finished runs stay in `<folder>/<name>/sweep/`, a file each.
+        data: what the runs were trained on, in words: the name of the data set and its number of clips, say.
+        executor: "serial"; "processes" on this machine; "ray" on the cluster that RAY_ADDRESS names, or on a local one.
+        n_workers: runs at a time, for "processes" and "ray"; they share the CPU threads (and Ray's GPUs) equally.
+
+    A finished run is written at once, and a repeated call takes it from there: after an interruption only what is
+    missing is computed. A run is the same if its settings, `data`, and the source of `train` with all functions,
+    classes and plain values that it uses of its own notebook or file are the same; what the package computes, and
+    arrays or tables that `train` finds in the notebook, are not looked at.
+
+    Returns settings, results and seconds (of the run, unless `train` returns its own). Where runs have failed a column
+    `error` says why; they are not stored, the others go on. Ctrl-C returns what is there. Raises ValueError for an
+    empty grid or settings that `train` does not take or that are called seconds or error, RuntimeError if Ray is not
+    installed.
+    """
+    rows = _expand_grid(grid)
+    if executor not in EXECUTORS:
+        raise ValueError(f"Executor {executor!r} is unknown; choose one of {', '.join(EXECUTORS)}.")
+    if n_workers < 1:
+        raise ValueError(f"{n_workers} workers cannot compute anything; give 1 or more.")
+    for settings in rows:
+        taken = settings.keys() & {"seconds", "error"}
+        if taken:
+            raise ValueError(f"A setting cannot be called {min(taken)}: a column of the result is; rename it in train.")
+        try:
+            inspect.signature(train).bind(**settings)
+        except TypeError as error:
+            raise ValueError(f"train does not take the settings {settings}: {error}.") from error
+    sources = _sources(train)
+    plain = [_plain("settings", settings) for settings in rows]
+    keys = [_digest([settings, sources, data]) for settings in plain]
+    parent = resolve_path(folder) / name / "sweep"
+    outcomes = _read_outcomes(parent, keys)
+    todo = [(key, settings) for key, settings in dict(zip(keys, rows, strict=True)).items() if key not in outcomes]
+    if outcomes:
+        print(f"{len(set(keys)) - len(todo)} of {len(set(keys))} runs are there already, in {parent}.")
+
+    names = dict.fromkeys(itertools.chain(*rows))
+    differing = [name for name in names if len({repr(settings.get(name)) for settings in rows}) > 1]
+    started, stopped = time.perf_counter(), False
+    outcomes_to_come = _start_runs(executor, train, todo, n_workers) if todo else iter(())
+    with _noticing_ctrl_c() as interrupts:
+        try:
+            for number, (key, outcome) in enumerate(outcomes_to_come, 1):
+                if interrupts:  # training.fit ends early then, and such a run must not count as a finished one
+                    raise KeyboardInterrupt
+                settings = dict(todo)[key]
+                outcomes[key] = outcome
+                if "result" in outcome:
+                    record = {"settings": plain[keys.index(key)], "data": data, **outcome, "versions": _versions()}
+                    with write_whole(parent / f"{key}.json") as temporary:
+                        temporary.write_text(_to_json(record), encoding="utf-8")
+                left = (time.perf_counter() - started) / number * (len(todo) - number)
+                shown = ", ".join(f"{name}={settings[name]}" for name in differing or settings if name in settings)
+                print(f"{number} of {len(todo)}  {shown}: {_main_result(outcome)}, {_show_time(left)} left", flush=True)
+        except KeyboardInterrupt:
+            stopped = True
+        finally:
+            getattr(outcomes_to_come, "close", lambda: None)()
+    if stopped:
+        n_done = sum("result" in outcomes.get(key, {}) for key in keys)
+        print(f"Stopped by hand: {n_done} of {len(keys)} runs are finished; the same call goes on with the others.")
+    done = [i for i, key in enumerate(keys) if key in outcomes]
+    return _tabulate([rows[i] for i in done], [outcomes[keys[i]] for i in done])
 
 
 def compare_runs(notebook: str, folder: str | os.PathLike = "models") -> pd.DataFrame:
@@ -225,6 +463,292 @@ def load_histories(notebook: str, last: int = 8, folder: str | os.PathLike = "mo
     return histories
 
 
+# ---- a sweep
+
+
+def _expand_grid(grid: list[dict] | dict[str, Iterable]) -> list[dict]:
+    if isinstance(grid, dict):
+        for name, values in grid.items():
+            if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+                raise ValueError(f"The grid has {name}={values!r}; give a list of values, [{values!r}] for one.")
+        grid = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
+    rows = [dict(settings) for settings in grid]
+    if not rows:
+        raise ValueError("The grid holds no run: give a list of settings, or setting -> values, none of them empty.")
+    return rows
+
+
+def _start_runs(
+    executor: str, train: Callable, todo: list[tuple[str, dict]], n_workers: int
+) -> Iterator[tuple[str, dict]]:
+    """Yield (key, outcome) of each run as it ends."""
+    if executor == "serial":
+        return ((key, _run_one(train, settings)[1]) for key, settings in todo)
+    if executor == "processes":
+        return _run_in_processes(train, todo, n_workers)
+    return _run_on_ray(train, todo, n_workers)
+
+
+def _run_one(train: Callable, settings: dict, key: str = "", n_threads: int | None = None) -> tuple[str, dict]:
+    """Return the key and the outcome of one run: {"result": ..., "seconds": ...} or {"error": ..., "seconds": ...}."""
+    if n_threads is not None:
+        set_threads(n_threads)
+    started = time.perf_counter()
+    try:
+        result = train(**settings)
+        if not isinstance(result, dict):
+            raise ValueError(f"train returned a {type(result).__name__}; a dict of numbers and texts is needed")
+        taken = [name for name in result if name in settings or name == "error"]
+        if taken:
+            raise ValueError(f"train returned {', '.join(taken)}, the name of a setting or of the column of errors")
+        outcome = {"result": {str(name): _plain(f"the result {name}", value) for name, value in result.items()}}
+    except Exception as error:
+        outcome = {"error": f"{type(error).__name__}: {error}".removesuffix(": ")}
+    return key, outcome | {"seconds": round(time.perf_counter() - started, 3)}
+
+
+def _run_in_processes(train: Callable, todo: list[tuple[str, dict]], n_workers: int) -> Iterator[tuple[str, dict]]:
+    from joblib import Parallel, delayed
+    from joblib.externals.loky import get_reusable_executor
+    from joblib.externals.loky.process_executor import BrokenProcessPool
+
+    n_threads = max(1, torch.get_num_threads() // n_workers)
+    # copy on write: PyTorch warns of arrays that it may not write to
+    parallel = Parallel(
+        n_workers, backend="loky", return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs", mmap_mode="c"
+    )
+    finished = set()
+    try:
+        for key, outcome in parallel(delayed(_run_one)(train, settings, key, n_threads) for key, settings in todo):
+            finished.add(key)
+            yield key, outcome
+    except BrokenProcessPool:
+        error = "the process of this run or of one beside it has died, for want of memory as a rule; use fewer workers"
+        yield from ((key, {"error": error, "seconds": math.nan}) for key, _ in todo if key not in finished)
+    except BaseException:
+        get_reusable_executor().shutdown(wait=False, kill_workers=True)  # or the runs would go on unseen
+        raise
+
+
+def _run_on_ray(train: Callable, todo: list[tuple[str, dict]], n_workers: int) -> Iterator[tuple[str, dict]]:
+    try:
+        import ray
+    except ImportError as error:
+        raise RuntimeError('executor="ray" needs Ray: pip install -e ".[cluster]"') from error
+    was_there, waiting = ray.is_initialized(), {}
+    if not was_there:
+        ray.init(log_to_driver=False)  # joins the cluster of RAY_ADDRESS, or starts one on this machine
+    try:
+        cpus, gpus = _share_of_ray([node["Resources"] for node in ray.nodes() if node["Alive"]], n_workers)
+        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_run_one)
+        shared, to_start = ray.put(train), list(reversed(todo))
+        while to_start or waiting:
+            while to_start and len(waiting) < n_workers:
+                key, settings = to_start.pop()
+                waiting[remote.remote(shared, settings, key, max(1, int(cpus)))] = key
+            (reference,), _ = ray.wait(list(waiting), num_returns=1)
+            key = waiting.pop(reference)
+            try:
+                yield ray.get(reference)
+            except ray.exceptions.RayError as error:
+                cause = getattr(error, "cause", None) or error  # a RayTaskError's own text begins with a process number
+                yield key, {"error": _first_line(cause), "seconds": math.nan}
+    finally:
+        for reference in waiting:
+            ray.cancel(reference, force=True)
+        if not was_there:
+            ray.shutdown()
+
+
+def _share_of_ray(nodes: list[dict], n_workers: int) -> tuple[float, float]:
+    """Return the CPUs and GPUs that each of `n_workers` runs asks for, of nodes with {"CPU": 8.0, "GPU": 1.0}.
+
+    No more than one node has: a run lies on one node, and Ray would wait for ever for a larger one to join.
+    """
+    gpus = min(1, sum(node.get("GPU", 0) for node in nodes) / n_workers)
+    cpus = sum(node.get("CPU", 0) for node in nodes) / n_workers
+    cpus = min(cpus, max((node.get("CPU", 0) for node in nodes if node.get("GPU", 0) >= gpus), default=1))
+    return int(cpus) if cpus >= 1 else cpus, gpus  # Ray gives parts of one, or whole ones
+
+
+@contextlib.contextmanager
+def _noticing_ctrl_c() -> Iterator[list]:
+    """Yield a list that gets an entry with every Ctrl-C, which still does what it does otherwise."""
+    interrupts: list = []
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield interrupts
+        return
+
+    def note(number, frame):
+        interrupts.append(number)
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _read_outcomes(parent: Path, keys: list[str]) -> dict[str, dict]:
+    outcomes = {}
+    for key in dict.fromkeys(keys):
+        path = parent / f"{key}.json"
+        if path.is_file():
+            try:
+                record = json.loads(path.read_text(encoding="utf-8"))
+                outcomes[key] = {"result": dict(record["result"]), "seconds": record["seconds"]}
+            except (ValueError, TypeError, KeyError) as error:
+                print(f"{path} is damaged ({type(error).__name__}: {error}); this run is computed anew.")
+    return outcomes
+
+
+def _tabulate(rows: list[dict], outcomes: list[dict]) -> pd.DataFrame:
+    names = dict.fromkeys(itertools.chain(*rows))
+    # a column with None in it keeps its values as they are: pandas would make 3 and None 3.0 and NaN
+    columns = {name: [settings.get(name) for settings in rows] for name in names}
+    table = {name: pd.Series(values, dtype=object if None in values else None) for name, values in columns.items()}
+    results = dict.fromkeys(itertools.chain(*(outcome.get("result", {}) for outcome in outcomes)))
+    for name in [*(name for name in results if name != "seconds"), "seconds"]:
+        values = [outcome.get("result", {}).get(name) for outcome in outcomes]
+        if name == "seconds":
+            values = [outcome["seconds"] if own is None else own for own, outcome in zip(values, outcomes, strict=True)]
+        table[name] = pd.Series([math.nan if value is None else value for value in values])
+    if any("error" in outcome for outcome in outcomes):
+        table["error"] = pd.Series([outcome.get("error") for outcome in outcomes], dtype=object)
+    return pd.DataFrame(table)
+
+
+def _main_result(outcome: dict) -> str:
+    if "error" in outcome:
+        return outcome["error"]
+    name, value = next(iter(outcome["result"].items()), ("done", ""))
+    return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}".strip()
+
+
+def _show_time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _digest(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True)  # settings are the same in any order
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _sources(train: Callable) -> dict[str, str]:
+    """Return the source of a function and of all that it uses of its own notebook or file: name -> text.
+
+    Unlike model.py it need not be complete: what has neither source nor a plain value, such as data, is left out.
+    """
+    root = inspect.unwrap(train.func if isinstance(train, functools.partial) else train)
+    if not isinstance(root, types.FunctionType):
+        raise ValueError(f"train is a {type(train).__name__}; a sweep needs a function, or a functools.partial of one.")
+    found: dict[str, str] = {}
+
+    def visit(name: str, value: object) -> None:
+        if name in found:
+            return
+        target = inspect.unwrap(value) if callable(value) and not isinstance(value, nn.Module) else value
+        if _is_literal(value) or isinstance(value, np.generic | range):
+            found[name] = _stable_text(value)
+        elif isinstance(value, functools.partial):
+            visit_all(name, {"function": value.func, "arguments": value.args, "keywords": value.keywords})
+        elif isinstance(value, dict):
+            visit_all(name, value)
+        elif isinstance(value, list | tuple):
+            visit_all(name, dict(enumerate(value)))
+        elif isinstance(value, nn.Module):  # augmentation, as a rule: its settings, not its weights
+            for place, module in value.named_modules():
+                settings = {key: item for key, item in vars(module).items() if key != "training" and _is_literal(item)}
+                found[f"{name}.{place}"] = _stable_text([type(module).__name__, settings])
+                visit(type(module).__name__, type(module))
+        elif isinstance(target, type | types.FunctionType) and target.__module__ == root.__module__:
+            found[name] = _source_text(target)
+            for function in _functions_of(target) if isinstance(target, type) else [target]:
+                visit_all(f"{name} {function.__name__}", {"defaults": function.__defaults__ or ()})
+                visit_all(f"{name} {function.__name__}", {"keyword defaults": function.__kwdefaults__ or {}})
+            around = _names_around(target)
+            for used in sorted(_names_in(found[name], target)):
+                if used in around:
+                    visit(used, around[used])
+
+    def visit_all(name: str, values: dict) -> None:
+        found[name] = found.get(name, type(values).__name__)
+        for key, value in values.items():
+            visit(f"{name}[{key!r}]", value)
+
+    visit(root.__name__, train if isinstance(train, functools.partial) else root)
+    return found
+
+
+def _stable_text(value: object) -> str:
+    """Return the text of a plain value; that of a set comes in another order in every process."""
+    if isinstance(value, set):
+        return f"{{{', '.join(sorted(map(repr, value)))}}}"
+    if isinstance(value, list | tuple):
+        return f"{type(value).__name__}({', '.join(map(_stable_text, value))})"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key!r}: {_stable_text(item)}' for key, item in value.items())}}}"
+    return repr(value)
+
+
+def _source_text(target: type | types.FunctionType) -> str:
+    try:
+        return _find_source(target, "train")[0]
+    except (ValueError, SyntaxError):
+        with contextlib.suppress(OSError, TypeError):  # a lambda
+            return textwrap.dedent(inspect.getsource(target)).rstrip()
+    raise ValueError(
+        f"The source of {target.__name__} is not to be found, so a sweep could not know when it changes: define it "
+        "at the top level of a cell or file."
+    )
+
+
+def _names_in(text: str, target: type | types.FunctionType) -> set[str]:
+    try:
+        return set.union(*_used_names(text))
+    except SyntaxError:  # the line of a lambda is a piece of a statement
+        return set(target.__code__.co_names) | set(target.__code__.co_freevars)
+
+
+def _names_around(target: type | types.FunctionType) -> dict[str, object]:
+    """Return the globals of a function or class, and the variables of the function that it was defined in."""
+    functions = _functions_of(target) if isinstance(target, type) else [target]
+    names = dict(functions[0].__globals__ if functions else vars(sys.modules[target.__module__]))
+    for function in functions:
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # not filled yet
+                names[name] = cell.cell_contents
+    return names
+
+
+# ---- ONNX
+
+
+class _WithSoftmax(nn.Module):
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
+        return self.model(waveforms).float().softmax(1)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to ourselves what the exporter says of its own future and of each constant."""
+    sink = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _find_sample_rate(model: nn.Module) -> int | None:
+    """Return the sample rate of the model's front-end, None if it has none that says it."""
+    return next((module.sample_rate for module in model.modules() if hasattr(module, "sample_rate")), None)
+
+
 # ---- reading a folder
 
 
@@ -255,17 +779,18 @@ def _read_run(run: Path) -> tuple[dict, pd.DataFrame]:
     return record, history
 
 
-def _read_runs(notebook: str, folder: str | os.PathLike, last: int | None = None) -> list[tuple[dict, pd.DataFrame]]:
-    """Read the last runs of a notebook, newest first; name those that cannot be read in a printed line each."""
-    runs: list[tuple[dict, pd.DataFrame]] = []
+def _readable_runs(notebook: str | os.PathLike, folder: str | os.PathLike) -> Iterator[tuple[Path, dict, pd.DataFrame]]:
+    """Yield folder, run.json and history, newest first; name those that cannot be read in a printed line each."""
     for run in _run_folders(notebook, folder):
-        if len(runs) == last:
-            break
         try:
-            runs.append(_read_run(run))
+            yield run, *_read_run(run)
         except (ValueError, FileNotFoundError) as error:
             print(f"Left out: {error}")
-    return runs
+
+
+def _read_runs(notebook: str, folder: str | os.PathLike, last: int | None = None) -> list[tuple[dict, pd.DataFrame]]:
+    """Return run.json and history of the last runs of a notebook, newest first."""
+    return [(record, history) for _, record, history in itertools.islice(_readable_runs(notebook, folder), last)]
 
 
 def _differing_settings(records: list[dict]) -> list[str]:
@@ -347,6 +872,11 @@ def _plain(name: str, value: object) -> object:
     if isinstance(value, list | tuple | range):
         return [_plain(f"{name}[{i}]", item) for i, item in enumerate(value)]
     raise ValueError(f"{name} is a {type(value).__name__}; a run keeps numbers, text, None, lists and dicts of them.")
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the name of an error and the first line of what it says, if it says anything."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
 def _to_json(value: object) -> str:

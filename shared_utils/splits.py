@@ -1,6 +1,7 @@
 """Which clips train, validate and test: official folds, grouped splits, and the audit that finds leaks."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pandas as pd
 from shared_utils.audio import read_audio
 
 SIDES = ("train", "val", "test")
+COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")  # known words of Speech Commands
+_TICKS = 10_000_000  # a second in whole numbers: exact for 16 kHz, and rounding cannot make two windows overlap
 
 
 class LeakError(ValueError):
@@ -75,6 +78,92 @@ def stratified_group_folds(labels: np.ndarray, groups: np.ndarray, n_folds: int 
     return 1 + _assign_groups(labels, groups, np.full(n_folds, 1 / n_folds), seed)
 
 
+def speaker_hash_side(filename: str, val_percent: float = 10, test_percent: float = 10) -> str:
+    """Return the side, "train", "val" or "test", that Speech Commands gives a file `<speaker>_nohash_<n>.wav`.
+
+    The speaker's SHA-1 decides (Warden 2018, "Speech Commands"), so that a speaker stays on one side, whatever is
+    recorded later. Raises ValueError for a name without `_nohash_`.
+    """
+    speaker, mark, _ = os.path.basename(filename).partition("_nohash_")
+    if not mark:
+        raise ValueError(f"{filename} has no '_nohash_' in its name, so its speaker is not known; rename or remove it.")
+    percent = int(hashlib.sha1(speaker.encode()).hexdigest(), 16) % 2**27 * (100 / (2**27 - 1))
+    if percent < val_percent:
+        return "val"
+    return "test" if percent < val_percent + test_percent else "train"
+
+
+def cut_in_time(
+    n_samples: int, sample_rate: int, shares: tuple[float, float, float] = (0.8, 0.1, 0.1), guard: float = 1.0
+) -> dict[str, tuple[int, int]]:
+    """Return each side's stretch of one long recording: {"train": (first, last), "val": ..., "test": ...}.
+
+    In samples, `last` not included. Between two stretches lie `guard` seconds that no side gets; the rest is dealt by
+    `shares`. Raises ValueError if a stretch would be shorter than a second, and for shares that do not add up to 1.
+    """
+    if len(shares) != 3 or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"A cut needs three shares that add up to 1, like (0.8, 0.1, 0.1), not {tuple(shares)}.")
+    gap = round(guard * sample_rate)
+    usable = n_samples - 2 * gap
+    bounds = np.rint(np.cumsum([0, *shares]) * usable).astype(int)
+    if np.diff(bounds).min() < sample_rate:
+        raise ValueError(
+            f"A recording of {n_samples / sample_rate:.1f} s is too short to cut into stretches of {tuple(shares)} "
+            f"with {guard:g} s between them: each needs at least one second."
+        )
+    return {side: (int(bounds[k]) + k * gap, int(bounds[k + 1]) + k * gap) for k, side in enumerate(SIDES)}
+
+
+def shared_samples(clips: pd.DataFrame, sides: np.ndarray, seconds: float = 1.0) -> np.ndarray:
+    """Return which share of each clip's samples also lies in a window of the same file on another side: (n_clips,).
+
+    A clip is the window of `seconds` that begins `clip_start` seconds into the file `path`. Crops that were saved as
+    files of their own have the columns `noise` and `noise_start` instead: the file that they came from, and where.
+    `sides` names a side for each clip. Clips without a start (NaN) share nothing: 0. Raises ValueError where no
+    column says where clips begin.
+    """
+    if len(sides) != len(clips):
+        raise ValueError(f"{len(sides)} sides do not belong to {len(clips)} clips; give one for each clip.")
+    if not {"noise", "noise_start"} <= set(clips) and not {"path", "clip_start"} <= set(clips):
+        raise ValueError("Where do these clips begin? They need path and clip_start, or noise and noise_start.")
+    files, starts = _find_windows(clips)
+    return _share_samples(files, starts, np.asarray(sides), round(seconds * _TICKS))
+
+
+def _share_samples(files: np.ndarray, starts: np.ndarray, sides: np.ndarray, length: int) -> np.ndarray:
+    rows = np.flatnonzero(np.isfinite(starts))
+    shares = np.zeros(len(starts))
+    if len(rows) == 0:
+        return shares
+    ticks = np.rint(starts[rows] * _TICKS).astype(np.int64)
+    file_of = np.unique(files[rows].astype(str), return_inverse=True)[1]
+    ticks += file_of * (ticks.max() + 2 * length)  # all files one behind the other, too far apart to touch
+    names = sides[rows]
+    for side in pd.unique(names):
+        here = names == side
+        others = np.sort(ticks[~here])
+        if len(others):
+            covered = _measure_cover(others, length, ticks[here] + length) - _measure_cover(others, length, ticks[here])
+            shares[rows[here]] = covered / length
+    return shares
+
+
+def _find_windows(clips: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return the file that each clip is a window of, and where it begins in s (NaN: it is no window)."""
+    if "noise" in clips and "noise_start" in clips:
+        return clips["noise"].to_numpy(dtype=object), clips["noise_start"].to_numpy(dtype=float)
+    if "path" in clips and "clip_start" in clips:
+        return clips["path"].to_numpy(dtype=object), clips["clip_start"].to_numpy(dtype=float)
+    return np.full(len(clips), "", dtype=object), np.full(len(clips), np.nan)
+
+
+def _measure_cover(starts: np.ndarray, length: int, until: np.ndarray) -> np.ndarray:
+    """Return how much of the time before `until` is covered by windows of equal length with sorted `starts`."""
+    before = np.concatenate([[0], np.cumsum(np.minimum(length, np.diff(starts)))])  # by all windows but the last
+    last = np.searchsorted(starts, until) - 1
+    return np.where(last < 0, 0, before[last] + np.minimum(length, until - starts[last]))
+
+
 def _count_sources(labels: np.ndarray, groups: np.ndarray, n_needed: int, what: str) -> int:
     """Return the number of groups of the class that has the fewest."""
     n_sources = pd.Series(np.asarray(groups)).groupby(np.asarray(labels)).nunique(dropna=False)
@@ -132,7 +221,8 @@ def audit(
     The sides are the column `by`, or `sides`: a name for each clip, or the three index arrays of `split_by_fold`.
     Without either they are "split" or "fold"; where there are both, both are checked, and "split" is counted.
     Identical audio means equal rows of `waveforms` (n_clips, samples), as decoded; without them, equal files. Silent
-    clips (all zeros) equal each other and are not counted as identical.
+    clips (all zeros) equal each other and are not counted as identical. Where clips are windows of a second of longer
+    files (`shared_samples` says how), two of them on two sides may not share a sample.
     `.attrs["verdict"]` says the result in one sentence. Raises LeakError with the offending rows.
     """
     if "source" not in clips or "class_name" not in clips:
@@ -140,10 +230,8 @@ def audit(
     if waveforms is not None and len(waveforms) != len(clips):
         raise ValueError(f"{len(waveforms)} waveforms do not belong to {len(clips)} clips; decode this very table.")
     placements = _place_clips(clips, by, sides)
-    if waveforms is None:
-        content = [_hash_file(path) for path in clips["path"]]
-    else:
-        content = [_hash_waveform(waveform) for waveform in np.asarray(waveforms)]
+    content = _hash_clips(clips) if waveforms is None else [_hash_waveform(row) for row in np.asarray(waveforms)]
+    files, starts = _find_windows(clips)
     for what, placed in placements.items():
         placed["source"] = clips["source"].to_numpy()[placed["row"]]
         placed["content"] = np.array(content, dtype=object)[placed["row"]]
@@ -153,8 +241,14 @@ def audit(
             for key, twins in placed[same_audio].groupby("content"):
                 if not read_audio(clips["path"].iloc[twins["row"].iloc[0]])[0].any():
                     same_audio &= placed["content"] != key
-        reasons = ["same source and identical audio", "same source", "identical audio"]
-        placed["reason"] = np.select([same_source & same_audio, same_source, same_audio], reasons, "")
+        placed["window"] = files[placed["row"]]
+        files, starts = _find_windows(clips.iloc[placed["row"]])
+        same_samples = _share_samples(files, starts, placed["side"].to_numpy(), _TICKS) > 0
+        reasons = [("same source", same_source), ("identical audio", same_audio), ("shared samples", same_samples)]
+        placed["reason"] = ""
+        for reason, found in reasons:
+            joint = np.where(placed["reason"] == "", "", " and ")
+            placed["reason"] += np.where(found, joint + reason, "")
         if placed["reason"].any():
             raise _make_leak_error(clips, placed, what)
 
@@ -163,11 +257,16 @@ def audit(
     counts = counts.rename_axis(index="class_name", columns=what)
     if set(counts.columns) <= set(SIDES):
         counts = counts[[side for side in SIDES if side in counts]]
-    n_sources = placed["source"].nunique()
+    n_sources, n_windows = placed["source"].nunique(), np.isfinite(starts[placed["row"]]).sum()
     where = " and ".join(f"{placed['side'].nunique()} sides ({what})" for what, placed in placements.items())
     counts.attrs["verdict"] = (
         f"No leak: {len(placed):,} clips from {n_sources:,} sources on {where}; "
-        "no source and no identical audio is on two of them."
+        "no source and no identical audio is on two of them"
+        + (
+            f", and none of the {n_windows:,} windows of longer files shares a sample with another side."
+            if n_windows
+            else "."
+        )
     )
     return counts
 
@@ -196,20 +295,34 @@ def _place_clips(clips: pd.DataFrame, by: str | None, sides) -> dict[str, pd.Dat
 def _make_leak_error(clips: pd.DataFrame, placed: pd.DataFrame, what: str) -> LeakError:
     found = placed[placed["reason"] != ""]
     twin = found["source"].where(found["reason"] == "same source", found["content"])  # twins next to each other
+    twin = twin.mask(found["reason"] == "shared samples", found["window"])
     found = found.iloc[np.lexsort((found["row"], twin.astype(str)))]
     rows = clips.iloc[found["row"]].assign(side=found["side"].to_numpy(), reason=found["reason"].to_numpy())
     rows = rows.reset_index(drop=True)
     n_sources = found.loc[found["reason"].str.contains("source"), "source"].nunique()
     n_twins = found.loc[found["reason"].str.contains("audio"), "content"].nunique()
+    n_windows = found["reason"].str.contains("samples").sum()
+    windows = f", and {n_windows} windows of longer files that share samples," if n_windows else ","
     first = "\n".join(
         f"  {what} {row['side']}: {Path(row.get('path', '')).name or 'clip'} (source {row['source']}: {row['reason']})"
         for _, row in rows.head(6).iterrows()
     )
     return LeakError(
-        f"{n_sources} sources, and {n_twins} pieces of identical audio, are on more than one side ({len(rows)} clips): "
-        f"keep each on one side, or leave its twins out. The first:\n{first}",
+        f"{n_sources} sources, and {n_twins} pieces of identical audio{windows} are on more than one side "
+        f"({len(rows)} clips): keep each on one side, or leave its twins out. The first:\n{first}",
         rows,
     )
+
+
+def _hash_clips(clips: pd.DataFrame) -> list:
+    """Hash each clip's file; of a window the file, its start and its volume, so that only the same window is equal."""
+    hashes = {path: _hash_file(path) for path in dict.fromkeys(clips["path"])}
+    content = [hashes[path] for path in clips["path"]]
+    if "clip_start" not in clips:
+        return content
+    volumes = clips["clip_volume"] if "clip_volume" in clips else np.ones(len(clips))
+    windows = zip(content, clips["clip_start"], volumes, strict=True)
+    return [file if np.isnan(start) else f"{file} {start} {volume}" for file, start, volume in windows]
 
 
 def _hash_file(path: str) -> str:

@@ -21,7 +21,15 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import Subset
 
-from shared_utils.device import autocast, name_device, pick_device, pick_precision, resolve_path, seed_everything
+from shared_utils.device import (
+    autocast,
+    name_device,
+    pick_device,
+    pick_precision,
+    resolve_path,
+    seed_everything,
+    write_whole,
+)
 from shared_utils.spectrograms import mixup
 from shared_utils.splits import split_by_fold
 
@@ -388,6 +396,50 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     )
 
 
+@torch.no_grad()
+def count_multiply_adds(model: nn.Module, inputs: torch.Tensor) -> int:
+    """Return the multiply-adds of `model` for one clip, the first of `inputs` (batch, ...).
+
+    Counted are matrix products, convolutions, attention and recurrent layers, as torch.utils.flop_counter does (its
+    operations halved), so the mel filters and cosine transform of a front-end inside the model are in the number;
+    Fourier transforms and what works value by value (norms, activations) are not.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    recurrent = {name: module for name, module in model.named_modules() if isinstance(module, nn.RNNBase)}
+    steps = dict.fromkeys(recurrent, 0)
+
+    def note(name: str):
+        def hook(module, arguments, outputs):
+            output = outputs[0]
+            output = output.data if isinstance(output, nn.utils.rnn.PackedSequence) else output
+            steps[name] += output.numel() // output.shape[-1]
+
+        return hook
+
+    hooks = [module.register_forward_hook(note(name)) for name, module in recurrent.items()]
+    was_training, fast = model.training, torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # fused layers of torch.nn that the counter does not know
+    model.eval()
+    try:
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # attention as two products
+            model(inputs[:1])
+    finally:
+        model.train(was_training)
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for hook in hooks:
+            hook.remove()
+    total = counter.get_total_flops() // 2
+    by_module = counter.get_flop_counts()
+    for name, module in recurrent.items():
+        # Which of their products the counter sees depends on the device, so it is replaced: each weight once a step.
+        seen = by_module.get(".".join(filter(None, [type(model).__name__, name])), {})
+        weights = sum(weight.numel() for weight in module.parameters() if weight.ndim == 2)
+        total += steps[name] * weights - sum(seen.values()) // 2
+    return total
+
+
 def _batches(n: int, batch_size: int, shuffle: bool = False) -> list[torch.Tensor]:
     """Split 0 .. n-1 into batches; a last batch of one joins the one before (BatchNorm cannot train on one)."""
     order = torch.randperm(n) if shuffle else torch.arange(n)
@@ -483,9 +535,7 @@ class _EpochTable:
 
 
 def _save_checkpoint(path, model, averaged, optimizer, best_weights, state, arguments) -> None:
-    """Write everything a resumed run needs as one safetensors file, under a temporary name first."""
-    path = resolve_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write everything a resumed run needs as one safetensors file."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     if averaged is not None:
         tensors |= {f"averaged.{name}": tensor for name, tensor in averaged.state_dict().items()}
@@ -497,12 +547,8 @@ def _save_checkpoint(path, model, averaged, optimizer, best_weights, state, argu
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with write_whole(resolve_path(path)) as temporary:
         save_file(tensors, temporary, {"state": json.dumps(state), "arguments": json.dumps(arguments)})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _load_checkpoint(path, model, averaged, optimizer, arguments, device) -> tuple[dict, dict | None]:

@@ -180,3 +180,50 @@ def test_decode_of_real_clips_equals_soundfile(tmp_path, real_data):
     waveforms = decode(table(*paths), 16000, 5, cache_dir=tmp_path, n_threads=2, progress=False)
     expected = [fix_length(soundfile.read(path, dtype="int16")[0], 80000) for path in paths]
     np.testing.assert_array_equal(waveforms, expected)
+
+
+def test_decode_reads_windows_at_their_volume(tmp_path, noise):
+    path = write(tmp_path / "a.flac", noise)
+    clips = table(path, path, path, path).assign(clip_start=[0.25, 0.75, np.nan, 0], clip_volume=[1, 0.5, np.nan, 3])
+    waveforms = decode(clips, 16000, 0.5, cache_dir=tmp_path / "cache", progress=False)
+    np.testing.assert_array_equal(waveforms[0], noise[4000:12000])
+    np.testing.assert_array_equal(waveforms[1], np.append(np.rint(noise[12000:] / 2), np.zeros(4000)))
+    np.testing.assert_array_equal(waveforms[2], noise[:8000])
+    np.testing.assert_array_equal(waveforms[3], np.clip(3.0 * noise[:8000], -32768, 32767))
+
+
+@pytest.mark.parametrize(("file_rate", "sample_rate"), [(44100, 16000), (8000, 16000), (22050, 16000), (16000, 8000)])
+def test_a_window_resamples_like_the_whole_file(tmp_path, monkeypatch, file_rate, sample_rate):
+    long = np.random.default_rng(1).uniform(-0.5, 0.5, 6 * file_rate)
+    path = write(tmp_path / "a.wav", long, file_rate, subtype="FLOAT")
+    whole, _ = read_audio(path, sample_rate)
+    read = []
+
+    class Spy(soundfile.SoundFile):
+        def read(self, frames=-1, *args, **kwargs):
+            read.append(frames)
+            return super().read(frames, *args, **kwargs)
+
+    monkeypatch.setattr(soundfile, "SoundFile", Spy)
+    starts = [0.0, 0.0005, 1.2345, 3.1, 5.5]
+    rows = decode(table(*[path] * 5).assign(clip_start=starts), sample_rate, 1, cache_dir=tmp_path, progress=False)
+    for row, start in zip(rows, starts, strict=True):
+        first = round(start * sample_rate)
+        expected = fix_length(np.rint(whole[first : first + sample_rate] * 32768), sample_rate)
+        assert np.abs(row - expected).max() <= 1
+    assert max(read) <= file_rate * 1.1
+
+
+def test_starts_and_volumes_are_part_of_the_cache_key_only_where_they_matter(tmp_path, noise):
+    clips, cache = table(write(tmp_path / "a.wav", noise)), tmp_path / "cache"
+    decode(clips, 16000, 0.5, cache_dir=cache, progress=False)
+    decode(clips.assign(clip_start=np.nan, clip_volume=1.0), 16000, 0.5, cache_dir=cache, progress=False)
+    assert len(list(cache.iterdir())) == 1
+    decode(clips.assign(clip_start=0.1, start=7.0), 16000, 0.5, cache_dir=cache, progress=False)
+    decode(clips.assign(clip_volume=0.5), 16000, 0.5, cache_dir=cache, progress=False)
+    assert len(list(cache.iterdir())) == 3
+    with pytest.raises(ValueError, match="a.wav: it is over before the clip begins, at 1 s"):
+        decode(clips.assign(clip_start=1.0), 16000, 0.5, cache_dir=cache, progress=False)
+    for column, value in (("clip_start", -0.5), ("clip_volume", -1), ("clip_volume", np.inf)):
+        with pytest.raises(ValueError, match=f"Clip 0 of the table has {column}={value}.*from 0 up"):
+            decode(clips.assign(**{column: value}), 16000, 0.5, cache_dir=cache, progress=False)

@@ -174,3 +174,159 @@ def test_bad_evaluations_are_refused(targets, probabilities, message):
 def test_report_refuses_names_that_do_not_fit(evaluation):
     with pytest.raises(ValueError, match="2 class names do not fit 5 classes"):
         metrics.report(*evaluation, ["a", "b"])
+
+
+# ---- two models, and streams
+
+
+def test_paired_difference_is_the_interval_of_the_differences():
+    rng = np.random.default_rng(0)
+    speakers = np.repeat(np.arange(40), 10)
+    a, b = rng.random(400) < 0.9, rng.random((3, 400)) < 0.8
+    result = metrics.paired_difference(a, b.mean(0), speakers)
+    assert result["mean"] == pytest.approx(a.mean() - b.mean())
+    assert (result["low"], result["high"]) == metrics.bootstrap_interval(a - b.mean(0), speakers)
+    assert 0 < result["low"] < result["mean"] < result["high"] < 0.2
+    # the same clips in both: the difference of two models that fail together has no width
+    assert metrics.paired_difference(a, a, speakers) == {"mean": 0, "low": 0, "high": 0}
+    with pytest.raises(ValueError, match=r"same clips \(n,\), but they are \(400,\) and \(399,\)"):
+        metrics.paired_difference(a, a[1:], speakers)
+
+
+WORDS = ["yes", "no", "silence"]
+
+
+def make_stream(*peaks: tuple[float, int, float], seconds: float = 10) -> tuple[np.ndarray, np.ndarray]:
+    """Windows every 0.1 s; a peak (time, label, height) is 0.3 s wide; the rest is silence."""
+    times = np.round(np.arange(0.5, seconds, 0.1), 3)
+    probabilities = np.tile([0.0, 0, 1], (len(times), 1))
+    for time, label, height in peaks:
+        near = np.abs(times - time) < 0.16
+        probabilities[near] = 0
+        probabilities[near, label] = height
+        probabilities[near, 2] += 1 - height
+    return times, probabilities
+
+
+def test_detections_stand_at_their_peaks():
+    found = metrics.find_detections(*make_stream((2, 0, 0.9), (5, 1, 0.8), (8, 0, 0.4)), WORDS)
+    assert found["class_name"].tolist() == ["yes", "no"]  # 0.4 stays below the threshold, silence is none
+    np.testing.assert_allclose(found["time"], [2, 5])
+    np.testing.assert_allclose(found["probability"], [0.9, 0.8])
+
+
+def test_smoothing_is_the_mean_over_the_windows_around():
+    times, probabilities = make_stream()
+    probabilities[20] = [1, 0, 0]  # a single window
+    assert len(metrics.find_detections(times, probabilities, WORDS, smoothing=0.3)) == 0
+    found = metrics.find_detections(times, probabilities, WORDS, smoothing=0.3, threshold=0.3)
+    np.testing.assert_allclose(found["probability"], [1 / 3])
+    assert metrics.find_detections(times, probabilities, WORDS, smoothing=0)["time"].tolist() == [times[20]]
+    first = probabilities.copy()
+    first[0] = [1, 0, 0]  # the first window has one neighbour only
+    found = metrics.find_detections(times, first, WORDS, smoothing=0.3, threshold=0.45)
+    np.testing.assert_allclose(found["probability"], [0.5])
+    assert found["time"][0] == times[0]
+
+
+def test_smoothed_probabilities_are_the_means_of_the_windows_in_reach():
+    times, probabilities = make_stream((2, 0, 0.9), (2.4, 1, 0.8), seconds=4)
+    smooth = metrics.smooth_probabilities(times, probabilities)
+    expected = [probabilities[np.abs(times - time) < 0.1501].mean(0) for time in times]
+    np.testing.assert_allclose(smooth, expected, atol=1e-12)
+    assert len(probabilities[np.abs(times - times[5]) < 0.1501]) == 3
+    np.testing.assert_allclose(metrics.smooth_probabilities(times, probabilities, 0), probabilities, atol=1e-12)
+    np.testing.assert_allclose(metrics.smooth_probabilities(times, probabilities, 100)[7], probabilities.mean(0))
+    uneven = np.array([0, 0.1, 1, 1.05])  # what counts is the time, not the number of windows
+    means = metrics.smooth_probabilities(uneven, np.array([[1.0], [3], [10], [20]]))
+    np.testing.assert_allclose(means[:, 0], [2, 2, 15, 15])
+    found = metrics.find_detections(times, probabilities, WORDS, threshold=0.3)
+    peak = found.iloc[0]
+    assert peak["probability"] == pytest.approx(smooth[:, 0].max()) and peak["time"] == times[smooth[:, 0].argmax()]
+
+
+@pytest.mark.parametrize(("second", "expected"), [(2.9, ["yes"]), (3.0, ["yes", "no"]), (3.4, ["yes", "no"])])
+def test_after_a_detection_none_of_any_class_follows_too_soon(second, expected):
+    found = metrics.find_detections(*make_stream((2, 0, 0.9), (second, 1, 1.0)), WORDS, refractory=1.0)
+    assert found["class_name"].tolist() == expected
+
+
+def test_classes_are_ignored_as_asked_and_no_detection_is_an_empty_table():
+    times, probabilities = make_stream((2, 0, 0.9))
+    assert metrics.find_detections(times, probabilities, WORDS, ignore=("yes", "silence")).empty
+    none = metrics.find_detections(*make_stream(), WORDS)
+    assert list(none) == ["time", "class_name", "probability"] and len(none) == 0
+    with pytest.raises(ValueError, match="All classes are ignored"):
+        metrics.find_detections(times, probabilities, WORDS, ignore=tuple(WORDS))
+    with pytest.raises(ValueError, match="Times must rise"):
+        metrics.find_detections(times[::-1], probabilities, WORDS)
+    with pytest.raises(ValueError, match="same n windows"):
+        metrics.find_detections(times[1:], probabilities, WORDS)
+    with pytest.raises(ValueError, match="2 class names do not fit 3 classes"):
+        metrics.find_detections(times, probabilities, WORDS[:2])
+    with pytest.raises(ValueError, match="Smoothing over -0.1 s"):
+        metrics.find_detections(times, probabilities, WORDS, smoothing=-0.1)
+    for value in (np.nan, np.inf):
+        wrong = probabilities.copy()
+        wrong[[7, 9], 0] = value
+        with pytest.raises(ValueError, match=r"2 of 95 windows .* NaN or infinite \(first: row 7\)"):
+            metrics.find_detections(times, wrong, WORDS)
+
+
+def make_table(*rows: tuple[float, str]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["time", "class_name"])
+
+
+def test_scores_of_a_stream_worked_out_by_hand():
+    events = make_table((1, "yes"), (3, "no"), (5, "yes"), (9, "yes"))
+    found = make_table((1.7, "yes"), (1.75, "yes"), (3.1, "yes"), (5.9, "yes"), (9.75, "yes"))
+    # 1.7 hits 1; 1.75 comes second; 3.1 is the wrong word; 5.9 is too late; 9.75 hits 9
+    scores = metrics.score_detections(found, events, duration=1800)
+    assert scores == {"hits": 2, "misses": 2, "false_alarms": 3, "hit_rate": 0.5, "false_alarms_per_hour": 6}
+    mixed = metrics.score_detections(found.sample(frac=1, random_state=0), events[::-1], duration=1800)
+    assert mixed == scores
+    assert metrics.score_detections(found, events, duration=1800, tolerance=0.9)["hits"] == 3
+
+
+def test_every_detection_that_can_hit_an_event_does():
+    events, found = make_table((1.0, "yes"), (2.0, "yes")), make_table((1.5, "yes"), (0.5, "yes"))
+    scores = metrics.score_detections(found, events, duration=60)
+    assert scores["hits"] == 2  # the nearest event of 1.5 may be either: one of them would leave 0.5 without any
+
+
+def test_matches_name_the_rows_of_both_tables_in_any_order():
+    events = make_table((9, "yes"), (1, "yes"), (3, "no"), (1.2, "yes"))
+    found = make_table((1.7, "yes"), (3.8, "no"), (9.75, "yes"), (1.1, "yes"), (8.9, "yes"))
+    # in order of time 1.1 hits 1, 1.7 hits 1.2, 8.9 hits 9, for which 9.75 comes second; 3.8 is too late
+    matches = metrics.match_detections(found, events)
+    assert matches.tolist() == [4, 3, -1, 0] and matches.dtype.kind == "i"
+    assert metrics.match_detections(found, events, tolerance=0.8).tolist() == [4, 3, 1, 0]
+    assert metrics.match_detections(found, events, tolerance=0.05).tolist() == [-1] * 4
+    other_index = found.set_axis(list("abcde")), events.set_axis([7, 7, 7, 7])
+    assert metrics.match_detections(*other_index).tolist() == [4, 3, -1, 0]
+    assert metrics.match_detections(make_table(), events).tolist() == [-1] * 4
+    assert metrics.match_detections(found, make_table()).shape == (0,)
+
+
+def test_as_many_events_are_hit_as_the_best_assignment_hits():
+    from scipy.optimize import linear_sum_assignment
+
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        events, found = (make_table(*zip(rng.uniform(0, 6, n), rng.choice(WORDS, n), strict=True)) for n in (9, 12))
+        near = np.abs(found["time"].to_numpy() - events["time"].to_numpy()[:, None]) <= 0.75
+        near &= found["class_name"].to_numpy() == events["class_name"].to_numpy()[:, None]
+        matches = metrics.match_detections(found, events)
+        hit = np.flatnonzero(matches >= 0)
+        assert near[hit, matches[hit]].all() and len(set(matches[hit])) == len(hit)
+        assert len(hit) == near[linear_sum_assignment(~near)].sum()
+
+
+def test_streams_without_events_or_detections_have_scores_too():
+    none, one = make_table(), make_table((1, "yes"))
+    alarms = metrics.score_detections(one, none, duration=3600)
+    assert np.isnan(alarms.pop("hit_rate"))
+    assert alarms == {"hits": 0, "misses": 0, "false_alarms": 1, "false_alarms_per_hour": 1}
+    assert metrics.score_detections(none, one, duration=3600)["misses"] == 1
+    with pytest.raises(ValueError, match="stream of 0 s has no false alarms an hour"):
+        metrics.score_detections(one, one, duration=0)

@@ -55,6 +55,61 @@ def make_comparison(n_models: int = 3) -> pd.DataFrame:
     return pd.DataFrame({"model": models, "mean": mean, "low": mean - 0.05, "high": mean + 0.03})
 
 
+def make_costs() -> pd.DataFrame:
+    models = ["early transformer (6465 tokens)", "strided transformer (417 tokens)", "CRNN with attention", "GRU 1-D"]
+    accuracy = np.array([0.95, 0.90, 0.967, 0.93])
+    costs = {"parameters": [2.1e6, 2.4e6, 0.7e6, 0.5e6], "ms": [300, 20, 4.0, np.nan]}
+    table = pd.DataFrame({"model": models, "accuracy": accuracy, **costs})
+    return table.assign(low=accuracy - 0.01, high=accuracy + 0.02)
+
+
+def make_stream(n_words: int = 8, seconds: int = 20) -> dict:
+    times = np.arange(0.5, seconds - 0.5, 0.1)
+    class_names = sorted(["yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", "silence", "unknown"])
+    probabilities = np.full((len(times), 12), 0.01)
+    names = [class_names[index % 10] for index in range(n_words)]
+    events = pd.DataFrame({"time": np.linspace(1, seconds - 1, n_words), "class_name": names})
+    for event in events.itertuples():
+        probabilities[:, class_names.index(event.class_name)] += 0.9 * np.exp(-((times - event.time) ** 2) / 0.1)
+    waveform = (3000 * np.random.default_rng(0).normal(size=16_000 * seconds)).astype(np.int16)
+    detections = events.assign(time=events["time"] + 0.1, probability=0.9)
+    return {
+        "waveform": waveform, "sample_rate": 16_000, "times": times, "probabilities": probabilities,
+        "class_names": class_names, "events": events, "detections": detections, "threshold": 0.5,
+    }  # fmt: skip
+
+
+def make_runs(n_models: int, n_seeds: int = 10) -> tuple[pd.DataFrame, pd.DataFrame]:
+    rows = [
+        (f"CRNN, variant number {model}", seed, 0.93 + 0.005 * model + 0.0005 * seed)
+        for model in range(n_models) for seed in range(n_seeds)
+    ]  # fmt: skip
+    values = pd.DataFrame(rows, columns=["model", "seed", "accuracy"])
+    intervals = values.groupby("model", sort=False)["accuracy"].mean().reset_index(name="mean")
+    return values, intervals.assign(low=intervals["mean"] - 0.012, high=intervals["mean"] + 0.01)
+
+
+def make_signals(n_layers: int = 2) -> pd.DataFrame:
+    rows = []
+    for run, rate in (("Adam 1e-3", 80), ("AdamW with warm-up", 1e9)):
+        for step in range(0, 400, 20):
+            for layer in range(n_layers):
+                rows.append((run, step, "gradient norm", 10.0 ** (-step / rate - layer), layer))
+                rows.append((run, step, "attention entropy (nats)", 4 - layer / 4 - min(step / rate, 1), layer))
+    return pd.DataFrame(rows, columns=["run", "step", "name", "value", "layer"])
+
+
+def make_lines(n_models: int = 3) -> pd.DataFrame:
+    places = [(model, snr) for model in range(n_models) for snr in (-10, -5, 0, 10, 20)]
+    rows = [(snr, f"model {model}", 0.5 + snr / 50 + model / 200) for model, snr in places]
+    table = pd.DataFrame(rows, columns=["snr", "model", "accuracy"])
+    return table.assign(low=table["accuracy"] - 0.02, high=table["accuracy"] + 0.01)
+
+
+DB, ACCURACY = {"x_label": "Signal-to-noise ratio (dB)"}, {"y_label": "Accuracy (%)"}
+COSTS = {"parameters": "Parameters", "ms": "Latency of one clip (ms)"}
+
+
 def make_figures() -> dict:
     rng = np.random.default_rng(0)
     clips = pd.DataFrame([{"class_name": name, "fold": fold} for name in TEN for fold in range(1, 6) for _ in range(8)])
@@ -77,7 +132,33 @@ def make_figures() -> dict:
         "comparison": lambda: plotting.plot_comparison(make_comparison(), REFERENCES, title="Three models"),
         "comparison of 14": lambda: plotting.plot_comparison(make_comparison(14), REFERENCES),
         "attention": lambda: plotting.plot_attention(specs[0], rng.random((6, 24)), TIMES, FREQUENCIES, title="dog"),
-    }
+        "lines": lambda: plotting.plot_lines(
+            make_lines(), "snr", "accuracy", "model", low="low", high="high", references=REFERENCES, **DB, **ACCURACY
+        ),
+        "thirteen lines": lambda: plotting.plot_lines(
+            make_lines(13), "snr", "accuracy", "model", title="Noise", **DB, **ACCURACY
+        ),
+        "scatter": lambda: plotting.plot_scatter(
+            make_costs(), "parameters", "accuracy", "model", x_label="Parameters", low="low", high="high", **ACCURACY
+        ),
+        "scatters": lambda: plotting.plot_scatter(make_costs(), COSTS, "accuracy", "model", title="Costs", **ACCURACY),
+        "stream": lambda: plotting.plot_stream(**make_stream(), title="Eight words"),
+        "crowded stream": lambda: plotting.plot_stream(**make_stream(45, 40), title="Forty-five words"),
+        "attention over waveforms": lambda: plotting.plot_attention_over_waveform(
+            rng.normal(size=(6, 4000)), 4000, rng.random((6, 51)), np.arange(51) / 51, TEN[:6], title="Six words"
+        ),
+        "shares": lambda: plotting.plot_shares(
+            {"random windows of the same files": rng.random(400), "the folds of the archive": rng.random(400) ** 2,
+             "cut in time": np.zeros(400)}, "Samples also in training (%)", title="Leaks"
+        ),
+        "sources of 36": lambda: plotting.plot_class_counts(
+            pd.concat([many.head(108).assign(source=str(n)) for n in range(3)]), count="sources", title="Speakers"
+        ),
+        "runs": lambda: plotting.plot_runs(*make_runs(3), REFERENCES, title="Two questions"),
+        "twelve runs": lambda: plotting.plot_runs(*make_runs(12)),
+        "signals": lambda: plotting.plot_training_signals(make_signals(), title="A collapse"),
+        "signals of 12 layers": lambda: plotting.plot_training_signals(make_signals(12), title="A collapse"),
+    }  # fmt: skip
     for names in (TEN, FIFTY):
         targets, probabilities = make_evaluation(len(names))
         matrix, report = metrics.confusion_matrix(targets, probabilities), metrics.report(targets, probabilities, names)
@@ -260,6 +341,301 @@ def test_attention_covers_the_spectrogram_relative_to_its_mean(attention):
     spec, heat = fig.axes[1].images
     assert heat.get_extent() == spec.get_extent()
     np.testing.assert_allclose(heat.get_array(), np.atleast_2d(attention) / attention.mean())
+
+
+def lines_of(ax, marker: str) -> list:
+    return [line for line in ax.lines if line.get_marker() == marker]
+
+
+def test_class_counts_of_sources_count_each_speaker_once_a_class_and_side():
+    clips = pd.DataFrame({
+        "class_name": ["a"] * 5 + ["b"] * 3, "split": ["train"] * 4 + ["test"] + ["train"] * 3,
+        "source": ["s1", "s1", "s2", "s2", "s3", "s1", "s1", "s1"],
+    })  # fmt: skip
+    fig = plotting.plot_class_counts(clips, count="sources")
+    stacks = {bars.get_label(): [bar.get_width() for bar in bars] for bars in fig.axes[0].containers}
+    assert stacks == {"train": [2, 1], "test": [1, 0]}
+    assert [text.get_text() for text in fig.axes[0].texts] == ["3", "1"]
+    assert fig.axes[0].get_xlabel() == "Number of sources"
+    assert len(clips) == 8
+    fig = plotting.plot_class_counts(clips, count="sources", source_name="speakers")
+    assert fig.axes[0].get_xlabel() == "Number of speakers"
+    fig = plotting.plot_class_counts(clips, source_name="speakers")
+    assert fig.axes[0].get_xlabel() == "Number of clips"
+    with pytest.raises(ValueError, match="'speakers'"):
+        plotting.plot_class_counts(clips, count="speakers")
+
+
+def test_lines_are_sorted_in_percent_with_bands_and_references():
+    table = make_lines(2).sample(frac=1, random_state=0)
+    ax = plotting.plot_lines(
+        table, "snr", "accuracy", "model", low="low", high="high", references={"chance": 0.083}, **DB, **ACCURACY
+    ).axes[0]
+    drawn = {line.get_color(): line for line in lines_of(ax, "o")}
+    for index, name in enumerate(dict.fromkeys(table["model"])):
+        rows = table[table["model"] == name].sort_values("snr")
+        line, band = drawn[plotting.COLOURS[index]], ax.collections[index].get_paths()[0].vertices
+        assert line.get_xdata().tolist() == [-10, -5, 0, 10, 20]
+        np.testing.assert_allclose(line.get_ydata(), 100 * rows["accuracy"])
+        assert band[:, 1].min() == pytest.approx(100 * rows["low"].min())
+        assert band[:, 1].max() == pytest.approx(100 * rows["high"].max())
+    assert 8.3 in [line.get_ydata()[0] for line in ax.lines]
+    assert [text.get_text() for text in ax.texts] == ["chance 8.3 %"]
+    assert ax.get_xticks().tolist() == [-10, -5, 0, 10, 20]
+
+
+def test_lines_on_a_logarithmic_axis_have_few_plain_ticks_and_names_at_their_height():
+    steps = np.arange(200)
+    table = pd.DataFrame({"step": steps, "norm": 10.0 ** (-steps / 40), "run": "collapse"})
+    labels = {"x_label": "Step", "y_label": "Gradient norm"}
+    fig = plotting.plot_lines(table, "step", "norm", "run", **labels, log_y=True, references={"clipped at": 1.0})
+    fig.draw_without_rendering()
+    ax = fig.axes[0]
+    ticks = {label.get_text(): value for label, value in zip(ax.get_yticklabels(), ax.get_yticks(), strict=True)}
+    assert ax.get_yscale() == "log" and ticks["10⁻⁴"] == pytest.approx(1e-4) and ticks["0.01"] == pytest.approx(0.01)
+    assert 3 <= len(ticks) <= 8 and not lines_of(ax, "o")
+    (label,) = ax.texts
+    line = ax.transAxes.inverted().transform(ax.transData.transform((0, 1.0)))[1]
+    assert label.get_text() == "clipped at 1" and label.xyann[1] == pytest.approx(line, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.assign(accuracy=100 * table["accuracy"]), "no share of 1; give 0.95 for 95 %"),
+        (lambda table: pd.concat([table, table.head(1)]), "'model 0' has two rows with snr -10"),
+        (lambda table: table.drop(columns="snr"), "no column snr; it has model"),
+        (lambda table: table.assign(snr=np.inf), "snr holds an infinite value"),
+        (lambda table: table.assign(snr=table["snr"].astype(str)), "snr must hold numbers"),
+        (lambda table: table.head(0), "no rows"),
+    ],
+)
+def test_lines_refuse_bad_tables(change, message):
+    with pytest.raises(ValueError, match=message):
+        plotting.plot_lines(change(make_lines()), "snr", "accuracy", "model", **DB, **ACCURACY)
+
+
+def test_a_logarithmic_axis_refuses_what_has_no_place_on_it():
+    with pytest.raises(ValueError, match="no place for snr -10"):
+        plotting.plot_lines(make_lines(), "snr", "accuracy", "model", log_x=True, **DB, **ACCURACY)
+    with pytest.raises(ValueError, match="no place for parameters 0"):
+        plotting.plot_scatter(make_costs().assign(parameters=0), "parameters", "accuracy", "model", **ACCURACY)
+
+
+def test_scatter_names_dots_beside_them_and_draws_whiskers():
+    table = make_costs()
+    fig = plotting.plot_scatter(table, "parameters", "accuracy", "model", low="low", high="high", **ACCURACY)
+    ax = fig.axes[0]
+    dots = np.array([(line.get_xdata()[0], line.get_ydata()[0]) for line in lines_of(ax, "o")])
+    np.testing.assert_allclose(dots, np.column_stack([table["parameters"], 100 * table["accuracy"]]))
+    whiskers = [line.get_ydata() for line in ax.lines if line.get_marker() == "None"]
+    np.testing.assert_allclose(whiskers, 100 * table[["low", "high"]])
+    assert [text.get_text() for text in ax.texts] == table["model"].tolist()
+    np.testing.assert_allclose([text.xy for text in ax.texts], dots)
+    assert not fig.legends and ax.get_xscale() == "log"
+
+
+def test_scatter_gives_numbers_to_dots_that_lie_too_close_for_names():
+    close = pd.DataFrame({"model": [f"a transformer with a long name, number {n}" for n in range(12)], "seconds": 1.0})
+    close["accuracy"] = 0.9 + 1e-4 * np.arange(12)
+    close.loc[12] = ["logistic regression", 2.0, 0.5]
+    fig = plotting.plot_scatter(close, "seconds", "accuracy", "model", **ACCURACY)
+    assert [text.get_text() for text in fig.axes[0].texts] == [str(number) for number in range(1, 14)]
+    assert fig.legends[0].get_texts()[12].get_text() == "13  logistic regression"
+
+
+def test_scatters_share_their_numbers_and_leave_out_unknown_costs():
+    fig = plotting.plot_scatter(make_costs(), COSTS, "accuracy", "model", **ACCURACY)
+    left, right = fig.axes
+    assert [text.get_text() for text in left.texts] == ["1", "2", "3", "4"]
+    assert [text.get_text() for text in right.texts] == ["1", "2", "3"] and len(lines_of(right, "o")) == 3
+    assert [line.get_color() for line in lines_of(right, "o")] == list(plotting.COLOURS[:3])
+    assert fig.legends[0].get_texts()[2].get_text() == "3  CRNN with attention"
+    assert left.get_ylim() == right.get_ylim() and right.get_xlabel() == "Latency of one clip (ms)"
+    with pytest.raises(ValueError, match="not 5"):
+        plotting.plot_scatter(make_costs(), dict.fromkeys("abcde", ""), "accuracy", "model", **ACCURACY)
+
+
+def test_stream_marks_hits_false_alarms_and_missed_words():
+    stream = make_stream(3, 10)  # down at 1, go at 5, left at 9
+    stream["detections"] = pd.DataFrame(
+        [(1.6, "down", 0.8), (1.2, "down", 0.7), (5.1, "left", 0.9), (9.8, "left", 0.6)],
+        columns=["time", "class_name", "probability"],
+    )
+    fig = plotting.plot_stream(**stream)
+    top, bottom = fig.axes
+    hits = [(line.get_xdata()[0], line.get_ydata()[0]) for line in lines_of(bottom, "o")]
+    alarms = [(line.get_xdata()[0], line.get_ydata()[0]) for line in lines_of(bottom, "X")]
+    assert hits == [(1.2, 70)]  # the earlier of two; 9.8 is 0.8 s late
+    score = metrics.score_detections(stream["detections"], stream["events"], duration=10)
+    assert (score["hits"], score["false_alarms"]) == (len(hits), len(alarms))
+    assert alarms == [(1.6, 80), (5.1, 90), (9.8, 60)]
+    words = {line.get_xdata()[0]: line.get_markerfacecolor() for line in lines_of(top, "v")}
+    colours = dict(zip(("down", "go", "left"), plotting.COLOURS, strict=False))
+    assert words == {1.0: colours["down"], 5.0: "white", 9.0: "white"}
+    assert [text.get_text() for text in top.texts if text.get_text()] == ["down", "go", "left"]
+    legend = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert legend == ["hit", "false alarm", "threshold", "missed word"]
+    curves = {line.get_color() for line in bottom.lines if len(line.get_xdata()) == 90}
+    assert curves == {*colours.values(), plotting.PALE}
+    np.testing.assert_allclose(bottom.lines[0].get_ydata(), 100 * stream["probabilities"][:, 0])
+    assert bottom.get_xlim() == (0, 10) and top.collections[0].get_paths()[0].vertices[:, 1].max() < 1
+
+
+def test_words_that_are_no_commands_are_grey_and_never_missed():
+    stream = make_stream(3, 10)  # down at 1, go at 5, left at 9
+    stream["events"].loc[1, "class_name"] = "unknown"
+    stream["detections"] = stream["detections"].head(1)
+    fig = plotting.plot_stream(**stream)
+    top = fig.axes[0]
+    faces = {line.get_xdata()[0]: line.get_markerfacecolor() for line in lines_of(top, "v")}
+    assert faces == {1.0: plotting.COLOURS[0], 5.0: plotting.PALE, 9.0: "white"}
+    written = {text.get_text(): text.get_color() for text in top.texts if text.get_text()}
+    assert written == {"down": plotting.INK, "unknown": plotting.GREY, "left": plotting.INK}
+    assert "missed word" in [text.get_text() for text in fig.legends[0].get_texts()]
+    stream["events"] = stream["events"].head(2)
+    fig = plotting.plot_stream(**stream)
+    assert "missed word" not in [text.get_text() for text in fig.legends[0].get_texts()]
+
+
+def test_the_tolerance_of_a_stream_says_what_hits():
+    stream = make_stream(3, 10)  # every word is heard 0.1 s later
+    for tolerance, n_hits in ((0.2, 3), (0.05, 0)):
+        fig = plotting.plot_stream(**stream, tolerance=tolerance)
+        assert (len(lines_of(fig.axes[1], "o")), len(lines_of(fig.axes[1], "X"))) == (n_hits, 3 - n_hits)
+
+
+def test_a_figure_of_ones_own_has_the_style_of_the_others():
+    before = dict(matplotlib.rcParams)
+    with plotting.new_figure("Lengths") as fig:
+        ax = fig.subplots()
+        ax.set_xlabel("Length (s)")
+    assert dict(matplotlib.rcParams) == before
+    theirs = plotting.plot_f1_bars(pd.DataFrame({"f1": [0.5]}, index=["a"]), "Lengths")
+    assert type(fig) is type(theirs) and fig.get_suptitle() == "Lengths"
+    np.testing.assert_array_equal(fig.get_size_inches(), theirs.get_size_inches())
+    for mine, other in ((ax.xaxis.label, theirs.axes[0].xaxis.label), (fig._suptitle, theirs._suptitle)):
+        assert (mine.get_fontsize(), mine.get_color()) == (other.get_fontsize(), other.get_color())
+    assert ax.xaxis.label.get_fontsize() != before["font.size"] and not ax.spines["top"].get_visible()
+
+
+def test_stream_believes_a_column_that_says_what_hit():
+    stream = make_stream(3, 10)
+    stream["detections"]["hit"] = [True, False, True]
+    assert [line.get_xdata()[0] for line in lines_of(plotting.plot_stream(**stream).axes[1], "X")] == [5.1]
+
+
+def test_words_of_a_stream_stand_upright_where_they_would_overlap():
+    few, many = (plotting.plot_stream(**make_stream(n_words, 20)).axes[0].texts for n_words in (6, 30))
+    assert {text.get_rotation() for text in few} == {0}
+    assert {text.get_rotation() for text in many if text.get_text()} == {90}
+
+
+def test_stream_refuses_what_does_not_fit():
+    stream = make_stream()
+    late = stream["events"].assign(time=30.0)
+    for change, message in (
+        ({"times": stream["times"][:5]}, "do not fit 5 times and 12 classes"),
+        ({"events": late}, "events hold the time 30 s, outside a recording of 20 s"),
+        ({"events": stream["events"].assign(class_name="cat")}, "'cat', which is not among"),
+        ({"events": pd.concat([stream["events"]] * 6)}, "48 words"),
+        ({"detections": stream["events"]}, "no column probability"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plotting.plot_stream(**stream | change)
+
+
+def test_attention_over_waveforms_is_relative_to_uniform():
+    attention = np.array([[1.0, 1, 2], [0, 3, 0]])
+    fig = plotting.plot_attention_over_waveform(
+        np.full((2, 300), 16_384, dtype=np.int16), 100, attention, [0.5, 1.5, 2.5], ["a", "b"]
+    )
+    first, second, *sides = fig.axes
+    assert [side.lines[0].get_ydata().tolist() for side in sides] == [[0.75, 0.75, 1.5], [0, 3, 0]]
+    assert sides[0].lines[0].get_xdata().tolist() == [0.5, 1.5, 2.5]
+    assert all(side.lines[1].get_ydata()[0] == 1 for side in sides)
+    assert sides[0].get_ylim() == sides[1].get_ylim() and sides[0].get_ylim()[1] > 3 and first.get_xlim() == (0, 3)
+    waveforms = np.ones((2, 300))
+    for weights, message in ((attention.T, "does not fit 2 waveforms and 3 times"), (attention * 0, "not all zero")):
+        with pytest.raises(ValueError, match=message):
+            plotting.plot_attention_over_waveform(waveforms, 100, weights, [0.5, 1.5, 2.5], ["a", "b"])
+    with pytest.raises(ValueError, match="not 7"):
+        plotting.plot_attention_over_waveform(np.ones((7, 300)), 100, np.ones((7, 3)), [0, 1, 2], TEN[:7])
+
+
+def test_shares_keep_zero_apart_from_the_first_bar():
+    usual = np.array([0.0, 1e-6, 0.05, 0.0500001, 0.15, 1.0, 1.0, 1.0])
+    left, right = plotting.plot_shares({"usual": usual, "ours": np.zeros(5)}, "Samples also in training (%)").axes
+    zero, bars = left.containers
+    assert [bar.get_height() for bar in zero] == [12.5]
+    heights = {round(bar.get_x()): bar.get_height() for bar in bars if bar.get_height()}
+    assert heights == {0: 25, 5: 12.5, 10: 12.5, 95: 37.5}
+    assert [bar.get_height() for bar in right.containers[0]] == [100] and left.get_ylim()[1] > 100
+    assert left.get_title(loc="left") == f"usual\n8 clips, 87.5 % above 0\nmean {100 * usual.mean():.1f} %"
+    for bad in ({"usual": [1.2]}, {"usual": []}, {"usual": [np.nan]}):
+        with pytest.raises(ValueError, match="'usual' must be numbers from 0 to 1"):
+            plotting.plot_shares(bad, "Share (%)")
+    with pytest.raises(ValueError, match="not 4"):
+        plotting.plot_shares(dict.fromkeys("abcd", [0.5]), "Share (%)")
+
+
+def test_runs_show_their_spread_and_beside_it_the_interval_over_speakers():
+    values, intervals = make_runs(2)
+    fig = plotting.plot_runs(values, intervals, {"first try": 0.958})
+    ax = fig.axes[0]
+    strips = lines_of(ax, "o")
+    for index, rows in enumerate(accuracy for _, accuracy in values.groupby("model")["accuracy"]):
+        np.testing.assert_allclose(strips[index].get_xdata(), 100 * rows)
+        assert (strips[index].get_ydata() < index).all() and (strips[index].get_ydata() > index - 0.5).all()
+    bars = [container[2][0].get_segments()[0][:, 0] for container in ax.containers]
+    accuracy = 100 * values["accuracy"].to_numpy().reshape(2, 10)
+    mean, sd = accuracy.mean(1), accuracy.std(1, ddof=1)
+    np.testing.assert_allclose(bars[::2], np.column_stack([mean - sd, mean + sd]))
+    np.testing.assert_allclose(bars[1::2], 100 * intervals[["low", "high"]])
+    texts = [text.get_text() for text in ax.texts]
+    assert f"{mean[0]:.1f} ± {sd[0]:.1f} (10 runs)" in texts and "93.2, 92.0 to 94.2" in texts
+    assert "first try 95.8 %" in texts and ax.get_xlim()[0] < 92.0 and ax.get_xlim()[1] > 95.8
+    assert [text.get_text().split(":")[0] for text in fig.legends[0].get_texts()] == [
+        "one run", "mean ± sd", "95 % interval"
+    ]  # fmt: skip
+
+
+def test_runs_without_interval_and_bad_ones():
+    values, intervals = make_runs(2)
+    ax = plotting.plot_runs(values[values["seed"] == 0]).axes[0]
+    assert not ax.containers and [text.get_text() for text in ax.texts] == ["93.0 (1 run)", "93.5 (1 run)"]
+    for arguments, message in (
+        ((values, intervals.assign(low=0.99)), "low <= mean <= high"),
+        ((values, intervals.assign(model="other")), "interval of 'other' but no run"),
+        ((values.assign(seed=1),), "two runs with seed 1"),
+        ((values.assign(accuracy=95.0),), "no share of 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plotting.plot_runs(*arguments)
+
+
+def test_training_signals_put_runs_side_by_side_and_gradients_on_a_logarithmic_axis():
+    signals = make_signals()
+    last = (signals["step"] == 380) & (signals["run"] == "Adam 1e-3") & (signals["name"] == "gradient norm")
+    signals.loc[last, "value"] = 0
+    fig = plotting.plot_training_signals(signals.sample(frac=1, random_state=1).sort_values(["run", "name", "layer"]))
+    names = {"attention entropy (nats)": fig.axes[:2], "gradient norm": fig.axes[2:]}
+    for name, axes in names.items():
+        assert axes[0].get_ylim() == axes[1].get_ylim()
+        for run, ax in zip(("Adam 1e-3", "AdamW with warm-up"), axes, strict=True):
+            rows = signals[(signals["run"] == run) & (signals["name"] == name) & (signals["layer"] == 1)]
+            assert ax.lines[1].get_xdata().tolist() == list(range(0, 400, 20))
+            np.testing.assert_allclose(ax.lines[1].get_ydata(), rows["value"])
+            assert ax.get_yscale() == ("log" if name == "gradient norm" else "linear")
+    assert names["gradient norm"][0].get_ylim()[0] == pytest.approx(10 ** (-360 / 80 - 1) / 1.5)
+    assert [ax.get_title(loc="left") for ax in fig.axes[:2]] == ["Adam 1e-3", "AdamW with warm-up"]
+    assert fig.axes[0].get_ylabel().replace("\n", " ") == "Attention entropy (nats)"
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["layer 0", "layer 1"]
+    with pytest.raises(ValueError, match="no column layer"):
+        plotting.plot_training_signals(signals.drop(columns="layer"))
+    with pytest.raises(ValueError, match="not 4 and 1"):
+        one = signals[signals["name"] == "gradient norm"]
+        plotting.plot_training_signals(pd.concat([one.assign(run=run) for run in "abcd"]))
 
 
 # ---- FigureBook

@@ -20,8 +20,9 @@ from torch import nn
 
 from shared_utils import runs
 from shared_utils.audio import decode
-from shared_utils.runs import compare_runs, load_histories, load_run, predict_files, save_run
-from shared_utils.spectrograms import KaldiFbank
+from shared_utils.device import write_whole
+from shared_utils.runs import compare_runs, find_run, load_histories, load_run, predict_files, save_run
+from shared_utils.spectrograms import KaldiFbank, LogMel
 
 WIDTH = 6
 NOISE = torch.ones(3)
@@ -215,6 +216,31 @@ def test_prediction_is_what_the_model_says_of_the_front_ends_specs(save, recordi
     np.testing.assert_allclose(single[CLASSES], expected[1:], atol=1e-6)
 
 
+class TakesWaveforms(nn.Module):
+    """A model whose first layer is the front-end."""
+
+    def __init__(self, n_mels, n_classes):
+        super().__init__()
+        self.front_end = LogMel(n_mels=n_mels)
+        self.head = nn.Linear(n_mels, n_classes)
+
+    def forward(self, waveforms):
+        return self.head(self.front_end(waveforms).mean(2) / 20)
+
+
+def test_a_model_with_its_front_end_inside_needs_only_rate_and_length(save, recordings, tmp_path):
+    torch.manual_seed(0)
+    model = TakesWaveforms(32, 3)
+    run = load_run(save(model=model, preprocessing={"sample_rate": 16000, "seconds": 1.0}))
+    assert "filters" not in "".join(run.model.state_dict())  # tables of the front-end are no weights
+    table = predict_files(run, recordings, device="cpu")
+    waveforms = decode(pd.DataFrame({"path": recordings}), 16000, 1.0, cache_dir=tmp_path, progress=False)
+    with torch.no_grad():
+        expected = model.eval()(torch.from_numpy(np.array(waveforms))).softmax(1)
+    np.testing.assert_allclose(table[CLASSES], expected, atol=1e-6)
+    assert abs(expected[0] - expected[1]).max() > 0.01
+
+
 def test_prediction_names_what_it_cannot_read(save, recordings, tmp_path):
     run = load_run(save())
     (tmp_path / "notes.wav").write_text("no sound")
@@ -251,6 +277,48 @@ def test_newest_run_of_a_notebook(save, tmp_path):
     assert load_run(tmp_path / "published").headline == "second"
     with pytest.raises(FileNotFoundError, match="There is no run of_nothing"):
         load_run("of_nothing", folder=tmp_path)
+
+
+PREDICTIONS = pd.DataFrame({
+    "seed": [0, 0], "fold": [1, 1], "clip": [7, 2], "target": [1, 0], "predicted": [1, 2], "correct": [True, False],
+    "dog": [1 / 3, 0.25], "rain": [0.5, 1e-7],
+})  # fmt: skip
+
+
+def test_predictions_and_results_come_back(save):
+    results = [{"model": "tiny", "mean": 0.1 + 0.2, "seeds": 3, "sd": None}]
+    run = load_run(save(predictions=PREDICTIONS, results=results))
+    assert run.results == results
+    pd.testing.assert_frame_equal(run.predictions, PREDICTIONS, rtol=1e-3)  # four digits are kept
+    keys = ["seed", "fold", "clip", "target", "predicted", "correct"]
+    pd.testing.assert_frame_equal(run.predictions[keys], PREDICTIONS[keys])
+    without = load_run(save())
+    assert without.predictions is None and without.results == []
+
+
+def test_the_newest_run_on_the_same_data_and_classes_is_found(save, tmp_path):
+    real, demo = {"data_set": "ESC-10", "demo": False}, {"data_set": "ESC-10", "demo": True}
+    assert find_run("tiny", real, CLASSES, tmp_path) is None
+    save(data=real, predictions=PREDICTIONS, headline="first")
+    wanted = save(data=real, predictions=PREDICTIONS.assign(clip=[3, 4]))
+    save(data=demo, predictions=PREDICTIONS)
+    save(data=real, predictions=PREDICTIONS, class_names=["dog", "rain", "sea"])
+    save(data=real)  # kept no predictions
+    save(data=None, predictions=PREDICTIONS)
+    run = find_run("tiny", real, CLASSES, tmp_path)
+    assert run.folder == wanted and run.predictions["clip"].tolist() == [3, 4]
+    assert find_run("tiny", demo, CLASSES, tmp_path).data == demo
+    assert find_run("tiny", {"data_set": "ESC-50", "demo": False}, CLASSES, tmp_path) is None
+    assert find_run("tiny", real, CLASSES[::-1], tmp_path) is None  # its numbers would stand for other classes
+    assert find_run("other", real, CLASSES, tmp_path) is None
+
+
+def test_a_damaged_run_does_not_hide_an_older_one(save, tmp_path, capsys):
+    data = {"data_set": "everyday sounds", "demo": True}
+    wanted, broken = save(predictions=PREDICTIONS), save(predictions=PREDICTIONS)
+    (broken / "run.json").write_text("{")
+    assert find_run("tiny", data, CLASSES, tmp_path).folder == wanted
+    assert f"Left out: {broken / 'run.json'} is damaged" in capsys.readouterr().out
 
 
 def test_comparison_shows_only_the_settings_that_differ(save, tmp_path, capsys):
@@ -449,6 +517,26 @@ def test_class_that_needs_a_functions_variables_is_refused(save):
 
     with pytest.raises(ValueError, match="cannot hold Inner: it uses inner_width, which is not defined"):
         save(model=Inner(32, 3))
+
+
+# ---- one file
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "report.v1.json"
+    with write_whole(path) as temporary:
+        temporary.write_text("old")
+        assert temporary.parent == path.parent and temporary.suffix == ".json" and not path.exists()
+    assert path.read_text() == "old"
+    for error in (OSError("No space left on device"), KeyboardInterrupt()):
+        with pytest.raises(type(error)), write_whole(path) as temporary:
+            temporary.write_text("half")
+            raise error
+        assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
+    with write_whole(path) as first, write_whole(path) as second:  # two writers do not meet
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first" and list(path.parent.iterdir()) == [path]
 
 
 def test_two_processes_may_save_at_once(save, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = [
-    "device", "audio", "spectrograms", "demo_data", "splits", "datasets", "metrics", "training",
+    "device", "audio", "spectrograms", "splits", "demo_data", "datasets", "metrics", "training",
     "plotting", "runs", "finetuning", "dendrites", "notebooks",
 ]
 HEAVY = ["librosa", "sklearn", "transformers", "datasets", "peft", "matplotlib", "IPython", "papermill", "pptx"]

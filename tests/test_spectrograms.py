@@ -6,7 +6,17 @@ import soundfile as sf
 import torch
 import torchaudio
 
-from shared_utils.spectrograms import AddNoise, Gain, KaldiFbank, LogMel, Mfcc, SpecAugment, TimeShift, mixup
+from shared_utils.spectrograms import (
+    AddNoise,
+    Gain,
+    KaldiFbank,
+    LogMel,
+    Mfcc,
+    SpecAugment,
+    SpeedPerturb,
+    TimeShift,
+    mixup,
+)
 
 MEL = {"n_fft": 1024, "hop_length": 320, "f_min": 20, "n_mels": 64}
 
@@ -198,9 +208,10 @@ def test_kaldi_fbank_on_cuda_equals_the_ast_feature_extractor(real_waveforms):
 
 BANK = torch.randn(50_000, generator=torch.Generator().manual_seed(1))
 OF_WAVEFORMS = [
-    TimeShift(0.5, 16000), TimeShift(0.5, 16000, wrap=False), Gain(6), AddNoise(p=1), AddNoise(BANK, p=1)
-]
-NAMES = ["shift", "shift to silence", "gain", "white noise", "noise bank"]
+    TimeShift(0.5, 16000), TimeShift(0.5, 16000, wrap=False), Gain(6), AddNoise(p=1), AddNoise(BANK, p=1),
+    SpeedPerturb(),
+]  # fmt: skip
+NAMES = ["shift", "shift to silence", "gain", "white noise", "noise bank", "speed"]
 
 
 @pytest.mark.parametrize("layer", OF_WAVEFORMS, ids=NAMES)
@@ -277,6 +288,42 @@ def test_noise_leaves_silence_silent_and_refuses_a_bank_of_clips():
     assert AddNoise(torch.zeros(5000), p=1)(torch.ones(2, 1000)).unique().tolist() == [1]
     with pytest.raises(ValueError, match=r"shape \(3, 100\); give one row of samples"):
         AddNoise(torch.zeros(3, 100))
+
+
+def test_speed_scales_frequency_and_duration_about_the_middle():
+    tone = torch.sin(2 * torch.pi * 400 * (_seconds(16001) - 0.5)).repeat(300, 1)
+    torch.manual_seed(0)
+    played = SpeedPerturb(0.2)(tone)
+    assert played.shape == tone.shape and played[:, 8000].abs().max() < 1e-6  # the middle stays
+    peaks = torch.fft.rfft(played * torch.hann_window(16001), n=64_000).abs().argmax(1) / 4  # Hz
+    factors = peaks / 400
+    assert 0.8 <= factors.min() < 0.81 and 1.19 < factors.max() <= 1.2
+    assert factors.mean().item() == pytest.approx(1, abs=0.02)
+    seconds = played.abs().gt(1e-9).sum(1) / 16000  # a faster tone is over sooner, and silence stands around it
+    torch.testing.assert_close(seconds, (1 / factors).clamp(max=1), atol=0.01, rtol=0)
+    expected = torch.sin(2 * torch.pi * 400 * factors[:, None] * (_seconds(16001) - 0.5))
+    inner = slice(7000, 9001)  # near the middle, where the step of 1/4 Hz of the peaks does not matter
+    torch.testing.assert_close(played[:, inner], expected[:, inner], atol=0.06, rtol=0)
+
+
+def test_speed_of_factor_one_is_exact_and_a_share_of_one_is_refused(waveforms, monkeypatch):
+    assert torch.equal(SpeedPerturb(0.0)(waveforms), waveforms)
+    monkeypatch.setattr(torch, "rand", lambda *size, device=None: torch.full(size, 0.5))
+    assert torch.equal(SpeedPerturb(0.15)(waveforms), waveforms)
+    with pytest.raises(ValueError, match="share of 1; give 0 or more and less than 1"):
+        SpeedPerturb(1)
+
+
+@pytest.mark.parametrize("random", [0.0, 1.0 - 2**-24])
+@pytest.mark.parametrize("n_samples", [1, 2, 17, 1000])
+def test_speed_interpolates_on_its_grid_up_to_both_ends(monkeypatch, random, n_samples):
+    monkeypatch.setattr(torch, "rand", lambda *size, device=None: torch.full(size, random))
+    clip = torch.randn(1, n_samples, generator=torch.Generator().manual_seed(0))
+    played = SpeedPerturb(0.3)(clip)
+    positions = (np.arange(n_samples) - (n_samples - 1) / 2) * (1 + 0.3 * (2 * random - 1)) + (n_samples - 1) / 2
+    known = np.arange(-1, n_samples + 1)  # one zero on either side
+    expected = np.interp(positions, known, np.pad(clip[0].numpy(), 1), left=0, right=0)
+    np.testing.assert_allclose(played[0], expected, atol=1e-4)
 
 
 def test_spec_augment_covers_bands_and_stretches_of_at_most_the_width():

@@ -5,7 +5,15 @@ import pandas as pd
 import pytest
 import soundfile
 
-from shared_utils.splits import LeakError, audit, split_by_fold, stratified_group_split
+from shared_utils.splits import (
+    LeakError,
+    audit,
+    cut_in_time,
+    shared_samples,
+    speaker_hash_side,
+    split_by_fold,
+    stratified_group_split,
+)
 
 
 @pytest.fixture
@@ -205,3 +213,81 @@ def test_the_folds_of_the_real_sets_have_no_leak(real_data):
     clips["path"] = [str(folder / name) for name in clips["file"]]
     clips["class_name"], clips["source"] = clips["label"], clips["speaker"].fillna(clips["file"])
     assert audit(clips).to_numpy().sum() == 4890
+
+
+def test_speaker_hash_side_looks_at_the_speaker_only():
+    # As the publisher's lists of v0.01 have them.
+    known = {"026290a7": "val", "439c84f4": "val", "0c40e715": "test", "00176480": "train"}
+    for speaker, side in known.items():
+        assert {speaker_hash_side(f"{word}/{speaker}_nohash_{n}.wav") for word in ("bed", "go") for n in (0, 7)} == {
+            side
+        }
+    names = [f"{k:08x}_nohash_0.wav" for k in range(2000)]
+    shares = pd.Series([speaker_hash_side(name, 20, 30) for name in names]).value_counts(normalize=True)
+    assert shares["val"] == pytest.approx(0.2, abs=0.03) and shares["test"] == pytest.approx(0.3, abs=0.03)
+    with pytest.raises(ValueError, match="bed/12.wav has no '_nohash_'"):
+        speaker_hash_side("bed/12.wav")
+
+
+def test_cut_in_time_leaves_a_guard_between_the_sides():
+    cut = cut_in_time(62 * 16000, 16000)
+    assert cut == {"train": (0, 768_000), "val": (784_000, 880_000), "test": (896_000, 992_000)}  # 48, 6 and 6 s
+    assert cut_in_time(1000, 10, (0.5, 0.25, 0.25), guard=0) == {
+        "train": (0, 500),
+        "val": (500, 750),
+        "test": (750, 1000),
+    }
+    assert cut_in_time(12 * 16000, 16000)["test"] == (11 * 16000, 12 * 16000)
+    with pytest.raises(ValueError, match="11.9 s is too short"):
+        cut_in_time(round(11.9 * 16000), 16000)
+    with pytest.raises(ValueError, match="three shares that add up to 1"):
+        cut_in_time(10**6, 16000, (0.8, 0.1, 0.2))
+
+
+def test_shared_samples_equals_counting_them():
+    rng = np.random.default_rng(0)
+    starts = rng.integers(0, 300, 60) / 10  # of windows of 1 s = 10 samples, in three files of 31 s
+    windows = pd.DataFrame({"path": rng.choice(["a", "b", "c"], 60), "clip_start": starts})
+    windows.loc[[5, 17], "clip_start"] = np.nan
+    sides = rng.choice(["train", "val", "test"], 60, p=[0.5, 0.25, 0.25])
+    expected = np.zeros(60)
+    for k in range(60):
+        heard = np.zeros(320, dtype=bool)
+        for j in range(60):
+            if windows["path"][j] == windows["path"][k] and sides[j] != sides[k] and not np.isnan(starts[j]):
+                if j not in (5, 17):
+                    heard[round(starts[j] * 10) : round(starts[j] * 10) + 10] = True
+        first = round(starts[k] * 10)
+        expected[k] = 0 if k in (5, 17) else heard[first : first + 10].mean()
+    found = shared_samples(windows, sides)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert (found == 0).sum() > 5 and (found == 1).sum() > 5
+    crops = windows.rename(columns={"path": "noise", "clip_start": "noise_start"}).assign(path="-", clip_start=np.nan)
+    np.testing.assert_array_equal(shared_samples(crops, sides), found)
+    with pytest.raises(ValueError, match="2 sides do not belong to 60 clips"):
+        shared_samples(windows, ["train", "test"])
+
+
+def test_audit_tells_windows_of_one_file_apart(tmp_path):
+    path = str(tmp_path / "hum.wav")
+    soundfile.write(path, noise(1000).ravel(), 16000)  # 3.1 s
+    clips = pd.DataFrame({"path": path, "clip_start": [0, 0.5, 2.0], "clip_volume": [1, 1, 0.5]})
+    clips["class_name"] = "silence"
+    clips["source"], clips["split"] = ["hum 1", "hum 2", "hum 3"], ["train", "train", "test"]
+    counts = audit(clips)
+    assert counts.attrs["verdict"].endswith(
+        "and none of the 3 windows of longer files shares a sample with another side."
+    )
+    clips.loc[2, ["clip_start", "clip_volume"]] = [0.5, 1.0]
+    with pytest.raises(LeakError, match="0 sources, and 1 pieces of identical audio, and 3 windows") as caught:
+        audit(clips)
+    assert caught.value.rows["reason"].value_counts().to_dict() == {
+        "identical audio and shared samples": 2,
+        "shared samples": 1,
+    }
+
+
+def test_shared_samples_need_to_know_where_clips_begin():
+    table = pd.DataFrame({"path": ["a.wav", "a.wav"], "start": [0.0, 0.5]})
+    with pytest.raises(ValueError, match="clip_start"):
+        shared_samples(table, np.array(["train", "test"]))

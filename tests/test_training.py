@@ -12,6 +12,7 @@ from torch import nn
 from shared_utils.datasets import ArrayDataset
 from shared_utils.device import seed_everything
 from shared_utils.training import (
+    count_multiply_adds,
     count_parameters,
     cross_validate,
     evaluate,
@@ -327,3 +328,55 @@ def test_parameters_are_counted():
     model = Net()
     model.head.requires_grad_(False)
     assert count_parameters(model) == (6 * 16 + 16 + 32 + 16 * 3 + 3, 6 * 16 + 16 + 32)
+
+
+class Attention(nn.Module):
+    def forward(self, inputs):  # (batch, tokens, width)
+        return F.scaled_dot_product_attention(inputs, inputs, inputs)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(5, 3)
+
+    def forward(self, inputs):
+        return self.head(self.layer(inputs)[0][..., :5])
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "expected"),
+    [
+        (nn.Linear(7, 5), (11, 7), 11 * 7 * 5),
+        (nn.Conv2d(2, 6, (3, 5), stride=2, padding=(1, 2)), (2, 8, 20), 4 * 10 * 6 * 2 * 15),
+        (nn.Conv1d(4, 8, 3, groups=2), (4, 12), 10 * 8 * 2 * 3),
+        (Attention(), (9, 16), 2 * 9 * 9 * 16),
+        (nn.MultiheadAttention(16, 4, batch_first=True), None, 9 * 16 * 16 * 4 + 2 * 9 * 9 * 16),
+        (nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), (9, 16), 9 * 16 * (4 * 16 + 64) + 2 * 9 * 9 * 16),
+        (Recurrent(nn.GRU(6, 5, batch_first=True)), (13, 6), 13 * (3 * 5 * (6 + 5) + 15)),
+        (nn.GRU(6, 5, batch_first=True), (13, 6), 13 * 3 * 5 * (6 + 5)),
+        (
+            Recurrent(nn.GRU(6, 5, num_layers=2, bidirectional=True, batch_first=True)),
+            (13, 6),
+            13 * (2 * 3 * 5 * (6 + 5) + 2 * 3 * 5 * (10 + 5) + 15),
+        ),
+        (Recurrent(nn.LSTM(6, 5, batch_first=True)), (13, 6), 13 * (4 * 5 * (6 + 5) + 15)),
+    ],
+    ids=["linear", "conv2d", "conv1d", "attention", "multihead", "encoder", "gru", "bare gru", "bigru", "lstm"],
+)
+def test_multiply_adds_equal_those_counted_by_hand(model, shape, expected):
+    if shape is None:  # takes queries, keys and values
+        model, shape = SelfAttention(model), (9, 16)
+    model.train()
+    assert count_multiply_adds(model, torch.randn(4, *shape)) == expected
+    assert model.training and torch.backends.mha.get_fastpath_enabled()
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, attention: nn.Module):
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, inputs):
+        return self.attention(inputs, inputs, inputs, need_weights=False)[0]
