@@ -1,7 +1,9 @@
 """This project's data path against the usual ones: same clips, same output, one process, medians; `make benchmarks`.
 
-Every module has `measure()`, which checks that both sides give the same result and returns a row a comparison: name,
-ours, theirs (in `unit`), ratio (theirs / ours: how many times faster), and its own target where it is not `TARGET`.
+Every module has `load_clips()`, the table of clips whose data set stands in its title, and `measure()`, which checks
+that both sides give the same result and returns a row a comparison: name, ours, theirs (in `unit`), ratio (theirs /
+ours: how many times faster), and its own target where it is not `TARGET`. One may also have `measure_path()`, a table
+of the steps of its data path, which is printed under `PATH_TITLE`.
 """
 
 import statistics

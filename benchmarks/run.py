@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import os
 import statistics
 import subprocess
 import sys
@@ -16,13 +15,13 @@ import torch
 from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits
 
-from benchmarks import load_clips
-from shared_utils.device import ROOT, resolve_path, set_threads
+from shared_utils.device import ROOT, resolve_path, set_threads, write_whole
 
 TITLES = {
     "front_end": "Front-end: a batch against clip by clip",
     "decoding": "Decoding: threads into one array against a loop",
     "training_epoch": "A training epoch: arrays and layers against files and workers",
+    "speech_commands": "Training on spoken words: arrays and layers against files and workers",
 }
 
 
@@ -34,10 +33,10 @@ def main() -> None:
     if unknown:
         parser.error(f"there is no benchmark {', '.join(unknown)}; choose of {', '.join(TITLES)}")
     print(f"import of shared_utils.training: {_time_import('shared_utils.training'):.2f} s (target: under 2.5 s)\n")
-    clips = load_clips()
-    data = f"{clips.attrs['data_set']}{' (demo data)' if clips.attrs['demo'] else ''}, CPU threads: {set_threads()}"
     for name in names:
         module = importlib.import_module(f"benchmarks.{name}")
+        data_set = module.load_clips().attrs
+        data = f"{data_set['data_set']}{' (demo data)' if data_set['demo'] else ''}, CPU threads: {set_threads()}"
         # NumPy's BLAS threads wait by spinning, on the cores that PyTorch's threads need: with both, both are slower
         with threadpool_limits(1, "blas"):
             rows = [{"target": getattr(module, "TARGET", None)} | row for row in module.measure()]
@@ -45,6 +44,10 @@ def main() -> None:
         table["met"] = np.where(table["ratio"] >= table["target"], "yes", "no")
         print(f"{TITLES[name]} ({data})\n{table.to_string(index=False, float_format='{:.2f}'.format)}")
         print(f"-> {draw(table, TITLES[name], data, name).relative_to(ROOT)}\n", flush=True)
+        if hasattr(module, "measure_path"):
+            with threadpool_limits(1, "blas"):
+                path = module.measure_path()
+            print(f"{module.PATH_TITLE} ({data})\n{path.to_string(index=False, float_format='{:,.1f}'.format)}\n")
 
 
 def draw(table: pd.DataFrame, title: str, data: str, name: str) -> Path:
@@ -65,10 +68,8 @@ def draw(table: pd.DataFrame, title: str, data: str, name: str) -> Path:
         ax.set_title(f"{title}\n{data}, PyTorch {torch.__version__.partition('+')[0]}")
         fig.legend(loc="outside lower right", frameon=False)
         path = resolve_path(f"figures/benchmarks/{name}.png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{name}-{os.getpid()}.png")
-        fig.savefig(temporary, dpi=150)
-        os.replace(temporary, path)
+        with write_whole(path) as temporary:
+            fig.savefig(temporary, dpi=150)
     return path
 
 

@@ -1,12 +1,16 @@
 """Every committed notebook: its form, a run with small settings on the demo data, and reruns in one kernel."""
 
 import ast
+import json
 import re
 import tempfile
 from pathlib import Path
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
+import soundfile
 
 from shared_utils import notebooks
 from shared_utils.device import ROOT
@@ -16,8 +20,21 @@ every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for p
 
 # Settings that make each notebook short; what it does stays the same. The rerun test runs on the CPU, where numbers are
 # exact, and leaves out what it would only repeat.
-SMALL = {"audio_transformer_pipeline": {"EPOCHS": 1, "N_SHIFTS": 2}}
-SMALL_RERUN = {"audio_transformer_pipeline": {"EPOCHS": 2, "N_SEEDS_OTHER": 0, "DEVICE": "cpu"}}
+SMALL = {
+    "audio_transformer_pipeline": {"EPOCHS": 1, "N_SHIFTS": 2},
+    "cnn_transformer": {
+        "EPOCHS": 1, "ABLATION_CLIPS": 32, "PROBE_STEPS": 2, "EARLY_STEPS": 0, "SWEEP_EPOCHS": 1,
+        "SWEEP_OPTIMIZERS": ["adamw"], "SWEEP_RATES": [0.001], "STREAM_WORDS": 10,
+    },
+    "gru_baselines": {"EPOCHS": 1, "EPOCHS_2D": 0},
+    "data_and_features": {"EPOCHS": 2},
+}  # fmt: skip
+SMALL_RERUN = {
+    "audio_transformer_pipeline": {"EPOCHS": 2, "N_SEEDS_OTHER": 0, "DEVICE": "cpu"},
+    "cnn_transformer": SMALL["cnn_transformer"] | {"DEVICE": "cpu"},
+    "gru_baselines": SMALL["gru_baselines"] | {"N_SEEDS": 1, "DEVICE": "cpu"},
+    "data_and_features": {"EPOCHS": 2, "DEVICE": "cpu"},
+}
 
 FORBIDDEN = {
     "installs packages": r"[!%]\s*(pip|conda)\b",
@@ -143,3 +160,25 @@ def test_rerun_in_one_kernel_gives_the_same_history(path, copy):
         assert len(first) > 100 and run_cells(start, end, small) == first
         assert run_cells(start, trained, {"SEED": small["SEED"] + 1}) != first
         assert run_cells(start, trained, small) == first
+
+
+@pytest.mark.parametrize("name", ["cnn_transformer", "gru_baselines"])
+def test_words_of_one_s_own(name, copy, capsys):
+    """A folder with one sub-folder a word, and the speaker in front of the first _ of a file's name."""
+    rng = np.random.default_rng(0)
+    folder = copy / "data" / "my_words"
+    for label, word in enumerate(("haus", "baum", "wasser")):
+        (folder / word).mkdir(parents=True)
+        for speaker in range(12):
+            for take in range(2):  # a tone of the word's own pitch in noise
+                tone = np.sin(2 * np.pi * 300 * (label + 1) * np.arange(14000) / 16000) + rng.normal(0, 0.3, 14000)
+                soundfile.write(folder / word / f"speaker{speaker}_{take}.wav", 0.2 * tone, 16000)
+    path = ROOT / "speech_commands_transformer" / f"{name}.ipynb"
+    settings = {**SMALL[name], "FOLDER": str(folder)}
+    result = notebooks.run_notebook(copy / path.relative_to(ROOT), settings, copy / "executed" / path.name, root=copy)
+    assert result["status"] == "ok", capsys.readouterr().out
+    assert "demo data" not in result["headline"]
+    (run,) = result["runs"]
+    assert json.loads((run / "run.json").read_text())["class_names"] == ["baum", "haus", "wasser"]
+    sides = pd.read_csv(run / "predictions.csv")
+    assert set(sides["source"]) <= {f"speaker{speaker}" for speaker in range(12)}
