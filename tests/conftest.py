@@ -8,7 +8,8 @@ import pytest
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may look anything up on a network
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+# resolved, since it may be a link and the loaders give resolved paths
+SHARED_DATA = (Path(__file__).resolve().parents[2] / "shared" / "data").resolve()
 
 
 @pytest.fixture(scope="session")
