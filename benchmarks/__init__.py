@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 
 import pandas as pd
+import torch
+import torch.nn.functional as F
 
 from shared_utils.datasets import load_esc50
 from shared_utils.device import ROOT
@@ -37,3 +39,12 @@ def time_in_turn(functions: dict[str, Callable[[], object]], n_runs: int) -> dic
             function()
             seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(times[1:]) for name, times in seconds.items()}
+
+
+def train_usual(model: torch.nn.Module, loader, optimizer: torch.optim.Optimizer) -> None:
+    """One epoch as tutorials write it."""
+    model.train()
+    for inputs, targets in loader:
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()

@@ -16,11 +16,10 @@ import numpy as np
 import pandas as pd
 import soundfile
 import torch
-import torch.nn.functional as F
 import torchaudio
 from torch import nn
 
-from benchmarks import time_in_turn
+from benchmarks import time_in_turn, train_usual
 from shared_utils.audio import decode
 from shared_utils.datasets import ArrayDataset, load_noise, load_speech_commands
 from shared_utils.device import pick_device, pick_precision, resolve_path, seed_everything, set_threads
@@ -125,16 +124,6 @@ def make_models(n_classes: int) -> dict[str, nn.Module]:
     return {"CRNN with attention": CRNNAttention(n_classes), "time tokens": TimeTransformer(n_classes)}
 
 
-def train_usual(model: nn.Module, loader: torch.utils.data.DataLoader) -> None:
-    """One epoch as tutorials write it."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    model.train()
-    for inputs, targets in loader:
-        optimizer.zero_grad()
-        F.cross_entropy(model(inputs), targets).backward()
-        optimizer.step()
-
-
 def measure(n_runs: int = 3, n_clips: int = 512) -> list[dict]:
     """Return name, ours, theirs (milliseconds a clip, median), ratio and unit; the CRNN with and without decoding."""
     set_threads()
@@ -174,7 +163,7 @@ def _compare(name: str, model, make_usual, clips: pd.DataFrame, batch_size: int,
         {
             "decode": decode_anew,
             "ours": lambda: _train(model, dataset, torch.device("cpu"), batch_size),
-            "theirs": lambda: train_usual(usual_model, loader),
+            "theirs": lambda: train_usual(usual_model, loader, torch.optim.Adam(usual_model.parameters(), lr=1e-3)),
         },
         n_runs,
     )

@@ -11,10 +11,9 @@ import tempfile
 import librosa
 import numpy as np
 import torch
-import torch.nn.functional as F
 from transformers import ASTFeatureExtractor
 
-from benchmarks import load_clips, time_in_turn
+from benchmarks import load_clips, time_in_turn, train_usual
 from shared_utils.audio import decode
 from shared_utils.datasets import ArrayDataset
 from shared_utils.device import resolve_path, seed_everything, set_threads
@@ -40,16 +39,6 @@ class FileDataset(torch.utils.data.Dataset):
         waveform = librosa.util.fix_length(waveform, size=80000)
         spec = self.extractor(waveform, sampling_rate=16000, return_tensors="pt").input_values[0]
         return spec, self.labels[index]
-
-
-def train_usual(model, loader) -> None:
-    """One epoch as tutorials write it."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    model.train()
-    for inputs, targets in loader:
-        optimizer.zero_grad()
-        F.cross_entropy(model(inputs), targets).backward()
-        optimizer.step()
 
 
 def make_model(n_frames: int, n_classes: int) -> torch.nn.Module:
@@ -82,7 +71,7 @@ def measure(n_runs: int = 3) -> list[dict]:
             "ours": lambda: fit(
                 model, dataset, epochs=1, schedule="none", warmup=0, device="cpu", progress=False, batch_size=32
             ),
-            "theirs": lambda: train_usual(model, loader),
+            "theirs": lambda: train_usual(model, loader, torch.optim.AdamW(model.parameters(), lr=1e-3)),
         },
         n_runs,
     )

@@ -216,8 +216,8 @@ def find_detections(
     """Return the words found in a stream, a row each: time in s, class_name, probability.
 
     `times` (n,) in s, rising, and `probabilities` (n, classes) are those of sliding windows. The probabilities are
-    averaged over the `smoothing` seconds around each window (see `smooth_probabilities`, which also says what raises
-    ValueError): centred: for recordings; live it delays by `smoothing / 2`. A stretch of windows in which the same
+    averaged over the `smoothing` seconds around each window, as `smooth_probabilities` says, and what it refuses is
+    refused here. A stretch of windows in which the same
     class is the best of those not in `ignore`, and above `threshold`, is one detection, at its peak; a peak less than
     `refractory` seconds after the detection before, of whatever class, is none.
     """
