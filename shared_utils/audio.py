@@ -5,6 +5,7 @@ import functools
 import hashlib
 import itertools
 import json
+import numbers
 import os
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +57,39 @@ def fix_length(waveform: np.ndarray, n_samples: int, padding: str = "zeros") -> 
     if len(waveform) == 0:
         raise ValueError("A waveform without samples cannot be repeated; use padding='zeros'.")
     return np.resize(waveform, n_samples)
+
+
+def cut_windows(waveforms: np.ndarray | torch.Tensor, n_samples: int, hop: int) -> np.ndarray | torch.Tensor:
+    """Cut each clip of `waveforms` (clips, samples) into windows: a view (clips, n_windows, n_samples), no copy.
+
+    Window k begins at sample k * `hop`; a rest at the end that does not fill a window is left out. A NumPy array, one
+    that is mapped from a file as well, gives a read-only array, a tensor gives a tensor. Raises ValueError for another
+    form, for lengths that are no whole numbers from 1 up, and where less than two windows fit.
+    """
+    for name, value in (("n_samples", n_samples), ("hop", hop)):
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(
+                f"{name}={value!r} is no whole number of samples from 1 up; give round(seconds * sample_rate)."
+            )
+    if waveforms.ndim != 2:
+        raise ValueError(
+            f"Windows are cut from waveforms (clips, samples), not from shape {tuple(waveforms.shape)}; "
+            "for a single clip give waveform[None]."
+        )
+    length = waveforms.shape[1]
+    if length < n_samples:
+        raise ValueError(
+            f"Clips of {length} samples are shorter than a window of {n_samples}; "
+            "take a shorter window or longer clips."
+        )
+    if length < n_samples + hop:
+        raise ValueError(
+            f"Only one window of {n_samples} samples fits into clips of {length} with a hop of {hop}, so there is "
+            "nothing to average; take a shorter window or longer clips."
+        )
+    if isinstance(waveforms, torch.Tensor):
+        return waveforms.unfold(1, n_samples, hop)
+    return np.lib.stride_tricks.sliding_window_view(waveforms, n_samples, axis=1)[:, ::hop]
 
 
 def decode(

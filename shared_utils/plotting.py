@@ -26,12 +26,12 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import ConnectionPatch, Patch
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from shared_utils.device import resolve_path, write_whole
-from shared_utils.metrics import auc_per_class, match_detections
+from shared_utils.metrics import auc_per_class, macro_auc, match_detections
 
 COLOURS = matplotlib.color_sequences["petroff10"]
 INK, GREY, PALE = "#222222", "#6b6b6b", "#b0b8c0"
@@ -213,13 +213,9 @@ def plot_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], title:
     Up to 12 classes show the counts. More show the matrix as a picture (class names up to 20, beyond that those that
     are recognised worst) beside a list of the pairs that are confused most.
     """
-    matrix = np.asarray(matrix)
     n_classes = len(class_names)
-    if matrix.shape != (n_classes, n_classes):
-        raise ValueError(f"A confusion matrix of {n_classes} classes has as many rows and columns, not {matrix.shape}.")
+    matrix, shares = _true_class_shares(matrix, n_classes)
     names = [_pretty(name) for name in class_names]
-    support = matrix.sum(1)
-    shares = 100 * matrix / np.maximum(support, 1)[:, None]
     fig = _figure(title)
     if n_classes <= 12:
         ax = fig.subplots()
@@ -229,12 +225,8 @@ def plot_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], title:
     else:
         ax, side = fig.subplots(1, 2)
         _list_confusions(side, matrix, names)
-    # with many classes the root of the share makes single mistakes visible
-    norm = PowerNorm(1 if n_classes <= 12 else 0.5, vmin=0, vmax=100)
-    picture = ax.imshow(shares, cmap="Blues", norm=norm, aspect="auto")
+    picture = _draw_shares(ax, shares)
     fig.colorbar(picture, ax=ax, label="Share of the true class (%)", pad=0.02, aspect=35, ticks=range(0, 101, 20))
-    ax.spines[:].set_visible(False)
-    ax.tick_params(length=0)
     ax.set_ylabel("True class" if n_classes <= 20 else "True class (named: recognised worst)")
     ax.set_xlabel("Predicted class" if n_classes <= 20 else "Predicted class, in the same order")
     if n_classes <= 20:
@@ -242,9 +234,62 @@ def plot_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], title:
         ax.set_xticks(range(n_classes), names, **slant)
         ax.set_yticks(range(n_classes), names)
     else:
-        worst = _keep_apart(np.argsort(shares.diagonal(), kind="stable"), n_classes / 24)[:14]
-        ax.set_xticks([])
-        ax.set_yticks(worst, [names[label] for label in worst])
+        _name_worst(ax, shares.diagonal(), names, n_classes / 24)
+    return fig
+
+
+@_styled
+def plot_confusion_matrices(
+    matrices: dict[str, np.ndarray], class_names: Sequence[str], title: str | None = None
+) -> Figure:
+    """Draw two to six confusion matrices, name -> counts (classes, classes), with one colour scale, in equal order.
+
+    Row = true class, as `metrics.confusion_matrix` counts them; the colour is the share of the true class, and above
+    each stands its accuracy. The shares are written, in %, where the cells are large enough. More than 12 classes (with
+    four matrices or more: 10) are named only where they are recognised worst, on the mean over the matrices.
+
+    Raises ValueError for another number of matrices, one that does not fit the class names, and one that holds
+    negative or infinite counts or none at all.
+    """
+    _check_models(matrices, at_least=2)
+    n_classes, names = len(class_names), [_pretty(name) for name in class_names]
+    named = n_classes <= (12 if len(matrices) <= 3 else 10)
+    shares, labels = [], []
+    n_columns = len(matrices) if len(matrices) <= 3 else -(-len(matrices) // 2)
+    for name, matrix in matrices.items():
+        counts, share = _true_class_shares(matrix, n_classes, f"{name!r}: a confusion matrix")
+        shares.append(share)
+        accuracy = 100 * counts.trace() / counts.sum()
+        label = f"{_shorten(str(name), 50)}: accuracy\u00a0{accuracy:.1f}\u00a0%"
+        labels.append(textwrap.fill(label, 86 // n_columns, break_on_hyphens=False))
+    fig = _figure(title)
+    grid = fig.subplots(-(-len(matrices) // n_columns), n_columns, sharex=True, sharey=True, squeeze=False)
+    axes = list(grid.flat)
+    if len(matrices) == 5:  # the gap is above, so that every column ends in a matrix with its class names
+        axes.pop(2).set_visible(False)
+    for ax, share, label in zip(axes, shares, labels, strict=True):
+        picture = _draw_shares(ax, share)
+        ax.set_title(label, size=SMALLEST)
+    if named:
+        axes[0].set_xticks(range(n_classes), names)
+        axes[0].set_yticks(range(n_classes), names)
+        for ax in grid[-1]:
+            ax.tick_params(axis="x", rotation=45 if n_classes <= 10 else 60)
+            for text in ax.get_xticklabels():
+                text.set(ha="right", rotation_mode="anchor")
+    else:
+        _name_worst(axes[0], np.mean([share.diagonal() for share in shares], axis=0), names, n_classes / 9)
+    fig.colorbar(picture, ax=axes, label="Share of the true class (%)", pad=0.015, aspect=40, ticks=range(0, 101, 20))
+    x_label = "Predicted class" if named else "Predicted class, in the same order"
+    _label_grid(fig, x_label, "True class" if named else "True class (named: recognised worst)")
+    fig.draw_without_rendering()
+    width, height = axes[0].get_window_extent().size / fig.dpi / n_classes
+    if width > _text_width("100", SMALLEST) + 0.06 and height > 1.25 * SMALLEST / 72:
+        for ax, share in zip(axes, shares, strict=True):
+            for (row, column), value in np.ndenumerate(share):
+                if value >= 0.5:
+                    colour = "white" if value > 55 else INK
+                    ax.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, size=SMALLEST)
     return fig
 
 
@@ -267,6 +312,49 @@ def plot_f1_bars(report: pd.DataFrame, title: str | None = None) -> Figure:
 
 
 @_styled
+def plot_f1_comparison(reports: dict[str, pd.DataFrame], title: str | None = None) -> Figure:
+    """Draw the F1 score of each class, a dot for each of up to six models, name -> its `metrics.report`.
+
+    Up to 50 classes are sorted by their mean over the models, best first. Dots that would hide each other stand one
+    below the other, in the order of `reports`. The legend gives each model's macro F1, the mean over its classes.
+
+    Raises ValueError for more models or classes, reports of different classes, and scores that are not between 0 and 1.
+    """
+    _check_models(reports)
+    first, f1s = next(iter(reports)), {}
+    for name, report in reports.items():
+        if "f1" not in report:
+            raise ValueError(f"The report of {name!r} has no column f1; make it with metrics.report.")
+        f1s[name] = f1 = report["f1"].drop(["accuracy", "macro average"], errors="ignore")
+        odd = [*f1.index[f1.index.duplicated()], *sorted(set(f1.index) ^ set(f1s[first].index))]
+        if odd:
+            raise ValueError(f"Class {odd[0]!r} must stand once in the report of {first!r} and in that of {name!r}.")
+        if not f1.between(0, 1).all():
+            row = f1[~f1.between(0, 1)]
+            raise ValueError(f"The F1 score of {row.index[0]!r} by {name!r} is {row.iloc[0]:g}, not between 0 and 1.")
+    scores = pd.DataFrame(f1s)
+    if not 1 <= len(scores) <= 50:
+        raise ValueError(f"One to 50 classes have room in a figure, not {len(scores)}.")
+    scores = scores.loc[scores.mean(axis=1).sort_values(ascending=False, kind="stable").index]
+    n_columns, dot = (1, DOT) if len(scores) <= 25 else (2, DOT | {"markersize": 10})
+    fig = _figure(title)
+    for ax, names in _bar_columns(fig, list(scores.index), "F1 score"):
+        values, rows = scores.loc[names].to_numpy(), np.arange(len(names))
+        ax.hlines(rows, values.min(1), values.max(1), color=PALE, linewidth=2)
+        lanes = np.array([_spread_ties(row, 0.02 * n_columns) for row in values])
+        for index in range(len(reports)):
+            ax.plot(values[:, index], rows + lanes[:, index], "o", color=_cycle(index), zorder=3, **dot)
+        ax.set_xlim(-0.03, 1.03)
+        ax.set_xticks(np.linspace(0, 1, 6))
+        ax.grid(True, axis="y")
+    handles = [Line2D([], [], color=_cycle(index), linestyle="", marker="o", **DOT) for index in range(len(reports))]
+    macros = scores.mean().tolist()
+    names = [f"{_shorten(str(name), 36)}: macro F1 {macro:.2f}" for name, macro in zip(reports, macros, strict=True)]
+    _name_lines(fig, names, handles)
+    return fig
+
+
+@_styled
 def plot_roc_curves(
     targets: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str], title: str | None = None
 ) -> Figure:
@@ -274,46 +362,69 @@ def plot_roc_curves(
 
     The macro curve is the mean of the curves of all classes that occur in the targets.
     """
-    from sklearn.metrics import roc_curve
-
     areas = auc_per_class(targets, probabilities)
     present = np.flatnonzero(~np.isnan(areas))
     if len(present) == 0:
         raise ValueError("ROC curves need clips of at least two classes, but all targets are the same class.")
     worst_first = present[np.argsort(areas[present], kind="stable")]
     shown = worst_first if len(worst_first) <= 12 else worst_first[:5]
-    grid = np.linspace(0, 1, 1001)
-    mean_curve = np.zeros_like(grid)
+    curves = _class_rocs(targets, probabilities, present)
     fig = _figure(title)
-    ax = fig.subplots()
-    ax.plot([0, 100], [0, 100], color="#b0b0b0", linewidth=1.5, linestyle=":")
-    for label in present:
-        false_alarms, hits, _ = roc_curve(np.asarray(targets) == label, np.asarray(probabilities)[:, label])
-        mean_curve += np.interp(grid, false_alarms, hits) / len(present)
-        if label in shown:
-            place = list(shown).index(label)
-            line = {"color": _cycle(place), "linestyle": "-" if place < 10 else "--", "zorder": 3 - place / 100}
-            name = f"{areas[label]:.3f}  {_shorten(_pretty(class_names[label]), 30)}"
-            ax.plot(100 * false_alarms, 100 * hits, label=name, **line)
-    mean_curve[0] = 0
+    ax = _roc_axes(fig)
+    for place, label in enumerate(shown):
+        line = {"color": _cycle(place), "linestyle": "-" if place < 10 else "--", "zorder": 3 - place / 100}
+        name = f"{areas[label]:.3f}  {_shorten(_pretty(class_names[label]), 30)}"
+        ax.plot(*(100 * rates for rates in curves[label]), label=name, **line)
     line = {"color": INK, "linestyle": (0, (3, 1)), "linewidth": 3.5, "zorder": 4}
-    ax.plot(100 * grid, 100 * mean_curve, label=f"{areas[present].mean():.3f}  macro average", **line)
-    ax.set(xlabel="False positive rate (%)", ylabel="True positive rate (%)", xlim=(-1, 101), ylim=(-1, 102))
-    ax.grid(True)
-    handles, labels = ax.get_legend_handles_labels()
-    order = np.argsort([handle.get_zorder() for handle in handles])[::-1]
-    heading = "AUC" if len(shown) == len(present) else f"AUC, the five worst of {len(present)} classes"
-    ax.legend(
-        [handles[i] for i in order], [labels[i] for i in order], loc="lower right", title=heading,
-        title_fontsize=SMALLEST, alignment="left", labelspacing=0.3, borderaxespad=0.8,
-    )  # fmt: skip
+    ax.plot(*_mean_roc(curves), label=f"{areas[present].mean():.3f}  macro average", **line)
+    _list_areas(ax, "AUC" if len(shown) == len(present) else f"AUC, the five worst of {len(present)} classes")
     return fig
 
 
 @_styled
-def plot_fold_dots(
-    folds: pd.DataFrame, references: dict[str, float] | None = None, title: str | None = None
-) -> Figure:
+def plot_roc_comparison(curves: dict[str, tuple[np.ndarray, np.ndarray]], title: str | None = None) -> Figure:
+    """Draw one ROC curve for each of up to six models, name -> (targets (n,), probabilities (n, classes)).
+
+    It is the mean of the curves of all classes that occur in the targets, one against the rest, at equal false positive
+    rates (Fawcett, An introduction to ROC analysis, 2006); the legend gives its `metrics.macro_auc`. A model that gives
+    every clip the same probabilities lies on the dotted line, chance.
+
+    Raises ValueError for more models, for what `macro_auc` refuses, and for models tested on different classes.
+    """
+    _check_models(curves)
+    first = next(iter(curves))
+    drawn, labels, tested = [], [], {}
+    for name, (targets, probabilities) in curves.items():
+        try:
+            labels.append(f"{macro_auc(targets, probabilities):.3f}  {_shorten(str(name), 50)}")
+        except ValueError as error:
+            raise ValueError(f"{name!r} has no ROC curve: {error}") from error
+        tested[name] = set(np.unique(targets))
+        n_classes = [np.shape(curves[model][1])[1] for model in (first, name)]
+        if n_classes[0] != n_classes[1]:
+            raise ValueError(
+                f"{first!r} has {n_classes[0]} classes and {name!r} {n_classes[1]}; they must be the same."
+            )
+        if tested[name] != tested[first]:
+            odd = min(tested[name] ^ tested[first])
+            raise ValueError(
+                f"Class {odd} is in the targets of one of {first!r} and {name!r} only; give both the same."
+            )
+        drawn.append(_mean_roc(_class_rocs(targets, probabilities, sorted(tested[name]))))
+    fig = _figure(title)
+    ax = _roc_axes(fig, label="0.500  chance")
+    for index, (rates, label) in enumerate(zip(drawn, labels, strict=True)):
+        twins = [other for other, (_, hits) in enumerate(drawn) if np.abs(hits - rates[1]).max() < 1]
+        # curves that lie over each other are dashed in turn, so that all of them show
+        dashes = (4 * twins.index(index), (4, 4 * (len(twins) - 1))) if len(twins) > 1 else "-"
+        ax.plot(*rates, color=_cycle(index), linestyle=dashes, linewidth=3, zorder=3 - index / 100)
+        ax.plot([], [], color=_cycle(index), linewidth=4, label=label, zorder=3 - index / 100)
+    _list_areas(ax, "AUC, macro average")
+    return fig
+
+
+@_styled
+def plot_fold_dots(folds: pd.DataFrame, references: dict[str, float] | None = None, title: str | None = None) -> Figure:
     """Draw the test accuracy of every fold and seed (a row of `training.cross_validate`), its mean and spread.
 
     Seeds differ in colour; where the table has a column `model`, models do. `references` are accuracies, name -> share
@@ -836,6 +947,84 @@ def plot_training_signals(signals: pd.DataFrame, title: str | None = None) -> Fi
     return fig
 
 
+@_styled
+def plot_collapse(table: pd.DataFrame, answers: pd.DataFrame, title: str | None = None) -> Figure:
+    """Draw what changing one thing at a time does to a model that answers with one class, whatever it hears.
+
+    A row is a variant, up to twelve, the first the reference. `answers` (index: variant, columns: class names) holds
+    the share of 1 of the validation clips that gets each answer; it is drawn as colour. `table` has the same variants
+    in the same order, as its index or its column `variant`, and up to six columns of numbers, each drawn in a panel
+    with its values beside it: "accuracy" columns are shares of 1 and drawn in %, with chance (1 / classes) as a dotted
+    line; "gradient" columns are logarithmic, zero lies below their lower edge; NaN is a dash. Rows in which one class
+    gets more than halfway from its fair share to all of the answers count as collapsed and have another colour.
+
+    Raises ValueError for more rows or columns, variants that differ or come twice, and shares that do not sum to 1.
+    """
+    if "variant" in table:
+        table = table.set_index("variant")
+    for frame in (table, answers):
+        _check_columns(frame, list(frame), numbers=list(frame))
+    variants, n_classes, n_panels = list(answers.index), len(answers.columns), len(table.columns)
+    for row, pair in enumerate(itertools.zip_longest(table.index, variants, fillvalue="no row"), 1):
+        if pair[0] != pair[1]:
+            raise ValueError(f"Row {row} is {pair[0]!r} in the table but {pair[1]!r} in the answers; give both alike.")
+    if not answers.index.is_unique:
+        raise ValueError(f"Variant {variants[answers.index.duplicated().argmax()]!r} comes twice; a row each is drawn.")
+    if len(variants) > 12 or not 1 <= n_panels <= 6 or n_classes < 2:
+        raise ValueError(
+            "Up to twelve variants, one to six columns of numbers and two or more classes make this figure, not "
+            f"{len(variants)}, {n_panels} and {n_classes}."
+        )
+    shares = answers.to_numpy(dtype=float)
+    wrong = ~((np.abs(shares.sum(1) - 1) < 1e-3) & (shares.min(1) >= 0))  # finds NaN as well
+    if wrong.any():
+        raise ValueError(f"The answers of {variants[wrong.argmax()]!r} must be shares from 0 to 1 that sum to 1.")
+    limit = (1 + 1 / n_classes) / 2
+    collapsed = shares.max(1) > limit
+    colours = [COLOURS[2] if fallen else COLOURS[0] for fallen in collapsed]
+    crowded = len(variants) > 8
+
+    fig = _figure(title)
+    wide = np.clip(0.45 * n_classes, 4, 5.4)  # times a panel, so that the names of the classes fit
+    heat, *panels = fig.subplots(1, 1 + n_panels, sharey=True, width_ratios=[wide, *[1] * n_panels])
+    picture = _draw_shares(heat, 100 * shares)
+    heat.hlines(np.arange(len(variants) + 1) - 0.5, -0.5, n_classes - 0.5, color="#e4e4e4", linewidth=1)
+    names = [_shorten(str(name), 30) if crowded else textwrap.fill(_shorten(str(name), 40), 20) for name in variants]
+    heat.set_yticks(range(len(variants)), names)
+    heat.xaxis.tick_top()
+    heat.tick_params(length=0)
+    if n_classes <= 12:
+        heat.set_xticks(range(n_classes), [_shorten(_pretty(name), 18) for name in answers], rotation=90)
+        heat.vlines(np.arange(n_classes + 1) - 0.5, -0.5, len(variants) - 0.5, color="#e4e4e4", linewidth=1)
+    else:
+        heat.set_xticks([])
+        heat.set_title(f"Answers: {n_classes} classes", size=SMALLEST)
+    fig.colorbar(
+        picture,
+        ax=heat,
+        location="bottom",
+        label="Share of the answers (%)",
+        pad=0.02,
+        aspect=30,
+        ticks=(0, 20, 50, 100),
+    )
+    for ax, column in zip(panels, table, strict=True):
+        _draw_values(ax, table[column], colours, heading_width=8 + 18 // n_panels)
+        if "accuracy" in str(column).lower():
+            ax.axvline(100 / n_classes, color=INK, linewidth=2, linestyle=":")
+    heat.set_ylim(len(variants) - 0.5, -0.5)
+    rule = {"coordsA": heat.get_yaxis_transform(), "coordsB": panels[-1].get_yaxis_transform(), "color": INK}
+    fig.add_artist(ConnectionPatch((0, 0.5), (1, 0.5), linewidth=1.2, **rule)).set_in_layout(False)
+    marks = {}
+    if collapsed.any():
+        marks[f"one class gets over {100 * limit:.0f} % of the answers"] = Patch(color=COLOURS[2])
+    if any("accuracy" in str(column).lower() for column in table):
+        marks[f"chance {100 / n_classes:.1f} %"] = Line2D([], [], color=INK, linewidth=2, linestyle=":")
+    if marks:
+        _top_legend(fig, list(marks.values()), list(marks), handlelength=1.2)
+    return fig
+
+
 def show_players(waveforms: np.ndarray, sample_rate: int, titles: Sequence[str]):
     """Return an audio player with its title for each of `waveforms` (clips, samples), for the end of a cell.
 
@@ -1152,6 +1341,124 @@ def _keep_apart(order: np.ndarray, gap: float) -> list[int]:
     return kept
 
 
+def _check_models(models: dict, at_least: int = 1) -> None:
+    if not at_least <= len(models) <= 6:
+        raise ValueError(f"From {at_least} to 6 models have room in this figure, not {len(models)}.")
+
+
+def _true_class_shares(
+    matrix: np.ndarray, n_classes: int, what: str = "A confusion matrix"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return counts (classes, classes) and what share of its row, in %, each cell is: 0 for a class without clips."""
+    matrix = np.asarray(matrix)
+    if matrix.shape != (n_classes, n_classes):
+        raise ValueError(f"{what} of {n_classes} classes has as many rows and columns, not {matrix.shape}.")
+    if not np.isfinite(matrix).all() or (matrix < 0).any() or not matrix.any():
+        raise ValueError(f"{what} holds counts of clips: none negative or infinite, and not all of them zero.")
+    support = matrix.sum(1, keepdims=True)
+    return matrix, 100 * matrix / np.where(support == 0, 1, support)
+
+
+def _draw_shares(ax: Axes, shares: np.ndarray):
+    """Draw shares (rows, classes) in % as colours."""
+    # with many classes the root of the share makes single mistakes visible
+    norm = PowerNorm(1 if shares.shape[1] <= 12 else 0.5, vmin=0, vmax=100)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    return ax.imshow(shares, cmap="Blues", norm=norm, aspect="auto")
+
+
+def _name_worst(ax: Axes, recalls: np.ndarray, names: list[str], gap: float) -> None:
+    """Name those rows of a confusion matrix that are recognised worst and lie at least `gap` rows apart."""
+    worst = _keep_apart(np.argsort(recalls, kind="stable"), gap)[:14]
+    ax.set_xticks([])
+    ax.set_yticks(worst, [names[label] for label in worst])
+
+
+def _spread_ties(values: np.ndarray, near: float) -> np.ndarray:
+    """Return by how much of a row to move dots (n,), in their order, where they are nearer than `near` to the next."""
+    order, lanes = np.argsort(values, kind="stable"), np.zeros(len(values))
+    for members in np.split(order, 1 + np.flatnonzero(np.diff(values[order]) > near)):
+        step = min(0.28, 0.8 / len(members))
+        lanes[np.sort(members)] = step * (np.arange(len(members)) - (len(members) - 1) / 2)
+    return lanes
+
+
+def _roc_axes(fig: Figure, label: str | None = None) -> Axes:
+    """Return axes for ROC curves in %, with the line of a model that guesses."""
+    ax = fig.subplots()
+    ax.plot([0, 100], [0, 100], color="#b0b0b0", linewidth=1.5, linestyle=":", label=label)
+    ax.set(xlabel="False positive rate (%)", ylabel="True positive rate (%)", xlim=(-1, 101), ylim=(-1, 102))
+    ax.grid(True)
+    return ax
+
+
+def _class_rocs(targets: np.ndarray, probabilities: np.ndarray, labels: np.ndarray) -> dict:
+    """Return label -> (false positive rates, true positive rates) of each of `labels` against the rest."""
+    from sklearn.metrics import roc_curve
+
+    targets, probabilities = np.asarray(targets), np.asarray(probabilities)
+    return {label: roc_curve(targets == label, probabilities[:, label])[:2] for label in labels}
+
+
+def _mean_roc(curves: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean over the classes of their ROC curves: false and true positive rates (1001,) in %."""
+    grid = np.linspace(0, 1, 1001)
+    mean_curve = np.mean([np.interp(grid, *curve) for curve in curves.values()], axis=0)
+    mean_curve[0] = 0
+    return 100 * grid, 100 * mean_curve
+
+
+def _list_areas(ax: Axes, heading: str) -> None:
+    """Put the legend of ROC curves where they do not go, the curve on top first."""
+    handles, labels = ax.get_legend_handles_labels()
+    order = np.argsort([handle.get_zorder() for handle in handles])[::-1]
+    ax.legend(
+        [handles[i] for i in order], [labels[i] for i in order], loc="lower right", title=heading,
+        title_fontsize=SMALLEST, alignment="left", labelspacing=0.3, borderaxespad=0.8,
+    )  # fmt: skip
+
+
+def _draw_values(ax: Axes, values: pd.Series, colours: list, heading_width: int) -> None:
+    """Draw numbers (rows,) as bars, or as dots on a logarithmic axis, and write them to the right."""
+    name = str(values.name)
+    accuracy, logarithmic = "accuracy" in name.lower(), "gradient" in name.lower()
+    numbers = _percent("(%)" if accuracy else "", values) * values.to_numpy(dtype=float)
+    known = numbers[~np.isnan(numbers)]
+    if logarithmic and (known < 0).any():
+        raise ValueError(f"A logarithmic axis has no place for {name} {known.min():g}.")
+    drawn = np.flatnonzero(numbers > 0 if logarithmic else ~np.isnan(numbers))
+    if logarithmic:
+        low, high = (numbers[drawn].min(), numbers[drawn].max()) if len(drawn) else (1, 1)
+        reach = max(2, (high / low) ** 0.15)
+        low, high = low / reach, high * reach
+        ax.set(xscale="log", xlim=(low, high))
+        ax.hlines(drawn, low, numbers[drawn], color=[colours[row] for row in drawn], linewidth=2.5)
+        for row in drawn:
+            ax.plot(numbers[row], row, "o", color=colours[row], **DOT)
+    else:
+        ax.barh(drawn, numbers[drawn], color=[colours[row] for row in drawn], height=min(0.6, 0.12 * len(numbers)))
+        low, high = known.min(initial=0), 100 if accuracy else known.max(initial=0)
+        ax.set_xlim(low, high if high > low else low + 1)
+    largest = np.abs(known).max(initial=0)
+    decimals = 1 if accuracy else int(np.clip(2 - np.floor(np.log10(largest or 1)), 0, 3))
+    for row, number in enumerate(numbers):
+        plain = not logarithmic and (largest == 0 or 0.01 <= largest < 1e4)
+        text = f"{number:.{decimals}f}" if plain else _tick(float(f"{number:.2g}"))
+        _write_beside(ax, row, "–" if np.isnan(number) else text)
+    heading = name[:1].upper() + name[1:] + " (%)" * (accuracy and "%" not in name) + " (log)" * logarithmic
+    # a title's width would not count in the layout
+    ax.annotate(
+        textwrap.fill(heading, heading_width), (0, 1), xycoords="axes fraction", xytext=(0, 11), va="baseline",
+        textcoords="offset points", fontsize=SMALLEST,
+    )  # fmt: skip
+    ax.set_xticks([])
+    ax.set_xticks([], minor=True)
+    ax.spines["bottom"].set_visible(False)
+    ax.spines["left"].set_position(("data", low if logarithmic else 0))
+    ax.tick_params(axis="y", length=0)
+
+
 def _list_confusions(ax: Axes, matrix: np.ndarray, names: list[str]) -> None:
     """Write the pairs that are confused most, as many as fit."""
     mistakes = matrix * (1 - np.eye(len(matrix), dtype=int))
@@ -1276,9 +1583,9 @@ def _line_look(index: int) -> dict:
     return {"color": _cycle(index), "linestyle": "-" if index < len(COLOURS) else "--"}
 
 
-def _name_lines(fig: Figure, names: list[str]) -> None:
+def _name_lines(fig: Figure, names: list[str], handles: list | None = None) -> None:
     """Put a legend of lines that look as `_line_look` says at the top if they are few, at the bottom otherwise."""
-    handles = [Line2D([], [], linewidth=4, **_line_look(index)) for index in range(len(names))]
+    handles = handles or [Line2D([], [], linewidth=4, **_line_look(index)) for index in range(len(names))]
     if len(names) <= 5 and sum(_text_width(name, SMALLEST) + 0.9 for name in names) < 8:
         _top_legend(fig, handles, names, handlelength=1.2)
     else:

@@ -188,6 +188,35 @@ class TimeShift(nn.Module):
         return padded.unfold(1, n_samples, 1)[torch.arange(n_clips, device=waveforms.device), starts]
 
 
+class RandomCrop(nn.Module):
+    """Take a random stretch of `n_samples` from each waveform (batch, samples), in training only: (batch, n_samples).
+
+    It begins at a multiple of `step` samples, every place that fits equally likely; int16 stays int16. In evaluation
+    waveforms keep their length. Raises ValueError for shorter waveforms, and for sizes below 1.
+    """
+
+    def __init__(self, n_samples: int, step: int = 1):
+        super().__init__()
+        if n_samples < 1 or step < 1:
+            raise ValueError(f"A crop of {n_samples} samples in steps of {step} is impossible; give 1 or more of each.")
+        self.n_samples, self.step = n_samples, step
+
+    def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return waveforms
+        if waveforms.shape[1] < self.n_samples:
+            raise ValueError(
+                f"Waveforms of {waveforms.shape[1]} samples are shorter than a crop of {self.n_samples}; "
+                "take shorter crops or longer clips."
+            )
+        stretches = waveforms.unfold(1, self.n_samples, self.step)  # (batch, places, n_samples), a view
+        places = torch.randint(stretches.shape[1], (len(waveforms),), device=waveforms.device)
+        return stretches[torch.arange(len(waveforms), device=waveforms.device), places]
+
+    def extra_repr(self) -> str:
+        return f"n_samples={self.n_samples}, step={self.step}"
+
+
 class Gain(nn.Module):
     """Make each waveform (batch, samples) louder or quieter by up to `max_db` decibels, in training only."""
 
@@ -314,11 +343,7 @@ def mixup(
     Zhang et al., mixup: Beyond Empirical Risk Minimization (2018). Raises ValueError for class numbers as targets or
     alpha <= 0.
     """
-    if not targets.is_floating_point() or targets.ndim != 2:
-        raise ValueError(
-            f"mixup blends class probabilities (batch, classes), but the targets are {targets.dtype} of shape "
-            f"{tuple(targets.shape)}; make them one-hot: torch.nn.functional.one_hot(targets, n_classes).float()."
-        )
+    _check_probabilities(targets, "mixup")
     if not alpha > 0:
         raise ValueError(f"mixup has no distribution for alpha {alpha}; give alpha > 0, or leave mixup out.")
     if inputs.dtype == torch.int16:
@@ -335,6 +360,72 @@ def mixup(
         return weight * values + (1 - weight) * values[partner]
 
     return blend(inputs), blend(targets)
+
+
+def between_class(
+    waveforms: torch.Tensor,
+    targets: torch.Tensor,
+    sample_rate: int = 16000,
+    generator: torch.Generator | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mix each clip with one of another class at a ratio of loudness; return mixed float32 waveforms and targets.
+
+    `waveforms` (batch, samples) are int16 or float, `targets` (batch, classes) one-hot. Each clip draws a partner among
+    the clips of other classes (in a batch of one class: among all), and its share r of the target from U(0, 1). The
+    louder of the two is turned down, so that r is the share heard as well, and the mixture keeps their energy. A clip
+    is as loud as its largest A-weighted level in Hann windows of about 0.1 s (half a window apart, the last filled up
+    with zeros), and not below -80 dB. Random numbers come from the CPU (`generator`, or PyTorch's global one), so every
+    device gets the same.
+    Tokozume, Ushiku and Harada, Learning from between-class examples for deep sound recognition (2018). Raises
+    ValueError for class numbers as targets and for waveforms of another form.
+    """
+    _check_probabilities(targets, "between_class")
+    _check_waveforms(waveforms, shortest=1)
+    n_clips, device = len(waveforms), waveforms.device
+    # The whole table of chances costs less than asking a GPU which classes there are.
+    chances = torch.rand(n_clips, n_clips, generator=generator).to(device)
+    share = torch.rand(n_clips, 1, generator=generator).to(device)
+    classes = targets.argmax(1).to(device)
+    partner = (chances - (classes[:, None] == classes).float()).argmax(1)  # below 0: the same class
+    with torch.autocast(device.type, enabled=False):
+        waveforms = _to_float(waveforms)
+        loudness = _in_chunks(lambda chunk: _loudness(chunk, sample_rate), waveforms)  # (batch, 1)
+        # 1 / (1 + 10^((G1 - G2) / 20) (1 - r) / r) with amplitudes for the levels G in dB, so that r may be 0.
+        first, second = share * loudness[partner], (1 - share) * loudness
+        norm = (first.square() + second.square()).sqrt()
+        mixed = first / norm * waveforms + second / norm * waveforms[partner]
+    share = share.to(targets.device, targets.dtype)
+    return mixed, share * targets + (1 - share) * targets[partner.to(targets.device)]
+
+
+def _loudness(waveforms: torch.Tensor, sample_rate: int) -> torch.Tensor:
+    """Return the largest A-weighted amplitude of each waveform's short windows: (batch, 1), 1e-4 (-80 dB) or more."""
+    n_fft = 2 ** round(math.log2(0.1 * sample_rate))  # 2048 at 16 kHz, 4096 at 44.1 kHz, as the paper's authors
+    hop = n_fft // 2
+    n_hops = max(2, math.ceil(waveforms.shape[1] / hop))
+    padded = nn.functional.pad(waveforms, (0, n_hops * hop - waveforms.shape[1]))
+    frames = _unfold(padded, n_fft, hop) * torch.hann_window(n_fft, device=waveforms.device)
+    weights = _a_weighting(torch.fft.rfftfreq(n_fft, 1 / sample_rate, device=waveforms.device)).square()
+    return (_power(frames) @ weights).amax(1, keepdim=True).clamp(min=1e-8).sqrt()
+
+
+def _a_weighting(hertz: torch.Tensor) -> torch.Tensor:
+    """Return the factor of the A curve for amplitudes at frequencies in Hz, 1 at 1 kHz (IEC 61672-1, annex E)."""
+
+    def response(hertz):
+        squared = hertz**2
+        middle = ((squared + 107.65265**2) * (squared + 737.86223**2)) ** 0.5
+        return squared / (squared + 20.598997**2) * (squared / middle) * (12194.217**2 / (squared + 12194.217**2))
+
+    return response(hertz) / response(1000)
+
+
+def _check_probabilities(targets: torch.Tensor, name: str) -> None:
+    if not targets.is_floating_point() or targets.ndim != 2:
+        raise ValueError(
+            f"{name} blends class probabilities (batch, classes), but the targets are {targets.dtype} of shape "
+            f"{tuple(targets.shape)}; make them one-hot: torch.nn.functional.one_hot(targets, n_classes).float()."
+        )
 
 
 def _unfold(waveforms: torch.Tensor, size: int, step: int) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,7 @@ def split_by_fold(
     The validation fold is the one after the test fold, the first after the last, unless `val_fold` names another; the
     rest is for training (Piczak 2015 splits ESC-50 like this). Raises ValueError for a fold that does not exist.
     """
-    if "fold" not in clips:
-        raise ValueError("These clips have no column 'fold'; use their column 'split', or stratified_group_split.")
-    folds = sorted(set(clips["fold"]))
+    folds = _find_folds(clips)
     if len(folds) < 3:
         raise ValueError(f"Training, validation and test need three folds; these clips have {_join(folds)}.")
     if test_fold not in folds:
@@ -49,6 +48,44 @@ def split_by_fold(
         np.flatnonzero(fold == val_fold),
         np.flatnonzero(fold == test_fold),
     )
+
+
+def check_fold_classes(
+    clips: pd.DataFrame, test_folds: Iterable[int] | None = None, val_fold: int | None = None
+) -> None:
+    """Raise ValueError unless training, validation and test of every round hold each class (`label`) of `clips`.
+
+    The rounds are those of `split_by_fold` for each of `test_folds` (None: all folds). The error names folds and
+    classes. A table without the column `label` is only split.
+    """
+    test_folds = _find_folds(clips) if test_folds is None else test_folds
+    rounds = {test_fold: split_by_fold(clips, test_fold, val_fold) for test_fold in test_folds}
+    if "label" not in clips:
+        return
+    names = clips["class_name"] if "class_name" in clips else clips["label"]
+    names = names.groupby(clips["label"].to_numpy()).first()
+    labels, fold = clips["label"].to_numpy(), clips["fold"].to_numpy()
+    found = []
+    for test_fold, sides in rounds.items():
+        for rows in sides:
+            numbers = sorted(set(fold[rows]))
+            which = f"fold{'s' * (len(numbers) > 1)} {_join(numbers)}"
+            which = f"training for test fold {test_fold} ({which})" if rows is sides[0] else which
+            found += [f"{which} has no clip of class {str(name)!r}" for name in names[~names.index.isin(labels[rows])]]
+    found = list(dict.fromkeys(found))  # a fold may be for validation in one round and for test in another
+    if found:
+        first = "; ".join(found[:5])
+        more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+        raise ValueError(
+            f"{first[0].upper()}{first[1:]}{more}. Training, validation and test need every class: deal the clips of "
+            "these classes to more folds, or leave the classes out."
+        )
+
+
+def _find_folds(clips: pd.DataFrame) -> list:
+    if "fold" not in clips:
+        raise ValueError("These clips have no column 'fold'; use their column 'split', or stratified_group_split.")
+    return sorted(set(clips["fold"]))
 
 
 def stratified_group_split(

@@ -5,6 +5,7 @@ A data set here is anything with `__len__` and `__getitems__(indices) -> (inputs
 """
 
 import copy
+import functools
 import itertools
 import json
 import math
@@ -31,7 +32,7 @@ from shared_utils.device import (
     write_whole,
 )
 from shared_utils.spectrograms import mixup
-from shared_utils.splits import split_by_fold
+from shared_utils.splits import check_fold_classes, split_by_fold
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("none", "step", "cosine", "onecycle")
@@ -110,6 +111,7 @@ def fit(
     max_grad_norm: float | None = 1.0,
     augment: nn.Module | None = None,
     mixup_alpha: float = 0.0,
+    mix: Callable | None = None,
     ema_decay: float | None = None,
     monitor: str = "val_accuracy",
     patience: int | None = None,
@@ -135,6 +137,8 @@ def fit(
         max_grad_norm: gradients are scaled down to this norm; None leaves them alone.
         augment: module applied to training inputs on the device, never in evaluation.
         mixup_alpha: Beta parameter of mixup (Zhang et al. 2018) after `augment`; 0 is off.
+        mix: function in the place of mixup, from (inputs, one-hot targets) to (inputs, targets (batch, classes)), such
+            as functools.partial(spectrograms.between_class, sample_rate=16000); None is off.
         ema_decay: evaluate and keep an exponential moving average of the weights; it follows fast in the first steps.
         monitor: what chooses the best epoch: "val_accuracy", or "val_loss", which is less noisy where validation clips
             are few and the targets soft (label smoothing, mixup), and stops too early where they are not.
@@ -147,7 +151,7 @@ def fit(
             goes on to the same weights as a run that was never interrupted.
         progress, title: show a table of epochs under this title.
 
-    Returns a DataFrame with one row an epoch: epoch, lr, train_loss, train_accuracy (under augmentation and mixup,
+    Returns a DataFrame with one row an epoch: epoch, lr, train_loss, train_accuracy (under augmentation and mixing,
     against the heavier label), val_loss, val_accuracy, `<watch>_accuracy`, seconds; epochs without validation hold NaN.
     Its attrs hold best_epoch, interrupted, device and precision. The random numbers come from torch's global generator:
     seed it before building the model (`device.seed_everything`), in the same cell.
@@ -162,6 +166,10 @@ def fit(
         )
     if monitor not in ("val_accuracy", "val_loss"):
         raise ValueError(f"monitor={monitor!r} is unknown; choose val_accuracy or val_loss.")
+    if mixup_alpha and mix is not None:
+        raise ValueError(f"Both mixup_alpha={mixup_alpha} and mix would blend the clips of a batch; give one of them.")
+    if mixup_alpha:
+        mix = functools.partial(mixup, alpha=mixup_alpha)
     device = pick_device(device)
     precision = pick_precision(device, precision)
     model.to(device)
@@ -169,8 +177,8 @@ def fit(
         augment.to(device).train()
     train, val = _on_device(train, device), _on_device(val, device)
 
-    if mixup_alpha:
-        n_classes = _count_classes(model, train, device)
+    if mix is not None:
+        n_classes = _count_classes(model, train, device, views[0])
     optimizer_ = make_optimizer(model, optimizer, lr, weight_decay)
     averaged = copy.deepcopy(model) if ema_decay else None
     steps_per_epoch = len(_batches(len(train), batch_size))
@@ -182,6 +190,7 @@ def fit(
         "schedule": schedule, "warmup": warmup, "step_size": step_size, "label_smoothing": label_smoothing,
         "max_grad_norm": max_grad_norm, "mixup_alpha": mixup_alpha, "ema_decay": ema_decay, "monitor": monitor,
         "patience": patience, "evaluate_every": evaluate_every, "augment": str(augment), "n_train": len(train),
+        "mix": None if mixup_alpha else _describe(mix),
     }  # fmt: skip
     if resume_from is not None:
         state, best_weights = _load_checkpoint(resume_from, model, averaged, optimizer_, arguments, device)
@@ -204,8 +213,8 @@ def fit(
                 inputs, targets = _to(train.__getitems__(indices), device)
                 if augment is not None:
                     inputs = augment(inputs)
-                if mixup_alpha:
-                    inputs, targets = mixup(inputs, F.one_hot(targets, n_classes).float(), mixup_alpha)
+                if mix is not None:
+                    inputs, targets = mix(inputs, F.one_hot(targets, n_classes).float())
                 with autocast(device, precision):
                     logits = model(inputs)
                 logits = logits.float()
@@ -288,8 +297,9 @@ def evaluate(
 ) -> dict:
     """Return targets (n,), probabilities (n, classes), loss (mean cross-entropy) and accuracy of `model` on `dataset`.
 
-    `views` are functions from inputs to inputs, such as shifts in time; the probabilities are averaged over them. The
-    model is put in evaluation mode, so dropout and augmentation are off, and left as it was.
+    `views` are functions from inputs to inputs, such as shifts in time or the windows of a clip; the probabilities are
+    averaged over them. `view_accuracy` is that of a single view: its mean over the views. The model is put in
+    evaluation mode, so dropout and augmentation are off, and left as it was.
     """
     device = pick_device(device)
     if not isinstance(precision, torch.dtype):
@@ -298,12 +308,13 @@ def evaluate(
         raise ValueError("There is no clip to evaluate: the data set is empty.")
     was_training = model.training
     model.to(device).eval()
-    all_targets, all_probabilities = [], []
+    all_targets, all_probabilities, n_correct = [], [], torch.zeros((), device=device)
     for indices in torch.arange(len(dataset)).split(batch_size):
         inputs, targets = _to(dataset.__getitems__(indices), device)
         with autocast(device, precision):
-            logits = [model(view(inputs)) for view in views]
-        all_probabilities.append(torch.stack([each.float().softmax(1) for each in logits]).mean(0))
+            logits = torch.stack([model(view(inputs)).float() for view in views])  # (views, batch, classes)
+        n_correct += (logits.argmax(2) == targets).sum()
+        all_probabilities.append(logits.softmax(2).mean(0))
         all_targets.append(targets)
     model.train(was_training)
     targets, probabilities = torch.cat(all_targets), torch.cat(all_probabilities)
@@ -312,6 +323,7 @@ def evaluate(
         "probabilities": probabilities.cpu().numpy(),
         "loss": F.nll_loss(probabilities.clamp_min(1e-12).log(), targets).item(),
         "accuracy": (probabilities.argmax(1) == targets).float().mean().item(),
+        "view_accuracy": n_correct.item() / len(views) / len(dataset),
     }
 
 
@@ -322,36 +334,41 @@ def cross_validate(
     *,
     folds: Iterable[int] | None = None,
     seeds: Iterable[int] = (0,),
+    val_fold: int | None = None,
     views: Sequence[Callable] = AS_IS,
     **fit_arguments,
 ) -> dict:
-    """Train a fresh model for every seed and test fold of the official folds; the fold after that is for validation.
+    """Train a fresh model for every seed and test fold of the official folds, with another fold for validation.
 
     Args:
         make_model: builds an untrained model; called right after seeding, so a run depends on its seed and fold alone.
         dataset: all clips, row for row as in `clips`, which has a `fold` column.
         folds: the test folds to visit; all of them by default.
+        val_fold: the validation fold of every round; None: the one after the test fold (`splits.split_by_fold`).
         views: see `evaluate`; for validation and test alike.
         fit_arguments: passed to `fit`.
 
     Returns a dict:
         folds: DataFrame, one row a seed and fold: seed, fold, val_fold, n_test, best_epoch, val_accuracy, test_accuracy
-            (of the epoch chosen on the validation fold: the honest figure), best_test_accuracy (of the epoch that is
-            best on the test fold, which is what many papers print; for comparison with those only) and seconds.
+            (of the epoch chosen on the validation fold: the honest figure), view_accuracy (the same for a single view,
+            before the mean over `views`), best_test_accuracy (of the epoch that is best on the test fold, which is what
+            many papers print; for comparison with those only) and seconds.
         predictions: DataFrame, one row a seed and test clip: seed, fold, clip (row of `clips`), target, predicted,
             correct, p0, p1, ... (probability a class).
         histories: (seed, fold) -> history of `fit`. model: the first trained model.
     Ctrl-C ends it with the rounds so far, the last with its best weights so far; before there are any, it is raised.
+    Raises ValueError, before anything is trained, where a round's training, validation or test clips lack a class.
     """
-    folds = sorted(clips["fold"].unique()) if folds is None else list(folds)
-    rounds = list(itertools.product(seeds, folds))
+    folds = None if folds is None else list(folds)
+    check_fold_classes(clips, folds, val_fold)
+    rounds = list(itertools.product(seeds, sorted(clips["fold"].unique()) if folds is None else folds))
     if not rounds:
         raise ValueError("There is nothing to cross-validate: give one seed and one fold at least.")
     dataset = _on_device(dataset, pick_device(fit_arguments.get("device", "auto")))
     places = {name: fit_arguments[name] for name in ("device", "precision") if name in fit_arguments}
     rows, predictions, histories, first_model = [], [], {}, None
     for number, (seed, fold) in enumerate(rounds, 1):
-        train, val, test = split_by_fold(clips, fold)
+        train, val, test = split_by_fold(clips, fold, val_fold)
         train_set, val_set, test_set = (Subset(dataset, indices.tolist()) for indices in (train, val, test))
         seed_everything(seed)
         model = make_model()
@@ -368,8 +385,8 @@ def cross_validate(
         rows.append({
             "seed": seed, "fold": int(fold), "val_fold": int(clips["fold"].iloc[val[0]]), "n_test": len(test),
             "best_epoch": int(history.attrs["best_epoch"]), "val_accuracy": best["val_accuracy"],
-            "test_accuracy": result["accuracy"], "best_test_accuracy": history["test_accuracy"].max(),
-            "seconds": history["seconds"].sum(),
+            "test_accuracy": result["accuracy"], "view_accuracy": result["view_accuracy"],
+            "best_test_accuracy": history["test_accuracy"].max(), "seconds": history["seconds"].sum(),
         })  # fmt: skip
         predicted = result["probabilities"].argmax(1)
         predictions.append(pd.DataFrame({
@@ -450,9 +467,20 @@ def _batches(n: int, batch_size: int, shuffle: bool = False) -> list[torch.Tenso
 
 
 @torch.no_grad()
-def _count_classes(model: nn.Module, dataset, device: torch.device) -> int:
-    """Ask the model itself: the data set may lack a class."""
-    return model.eval()(_to(dataset.__getitems__(torch.arange(2)), device)[0]).shape[1]
+def _count_classes(model: nn.Module, dataset, device: torch.device, view: Callable) -> int:
+    """Ask the model itself, as `evaluate` does: the data set may lack a class."""
+    return model.eval()(view(_to(dataset.__getitems__(torch.arange(2)), device)[0])).shape[1]
+
+
+def _describe(function: Callable | None) -> str | None:
+    """Return the name of a function, that of a `functools.partial` with the arguments it fixes."""
+    if isinstance(function, functools.partial):
+        fixed = [repr(value) for value in function.args]
+        fixed += [f"{name}={value!r}" for name, value in function.keywords.items()]
+        return f"{_describe(function.func)}({', '.join(fixed)})"
+    if function is None or isinstance(function, nn.Module):
+        return None if function is None else str(function)
+    return getattr(function, "__qualname__", type(function).__name__)
 
 
 def _to(batch: tuple, device: torch.device) -> tuple:

@@ -8,7 +8,7 @@ import torch
 import torchaudio
 
 from shared_utils import audio
-from shared_utils.audio import decode, fix_length, read_audio
+from shared_utils.audio import cut_windows, decode, fix_length, read_audio
 
 
 @pytest.fixture
@@ -79,6 +79,30 @@ def test_fix_length_trims_the_end_and_pads():
         fix_length(waveform, 7, "mirror")
     with pytest.raises(ValueError, match="cannot be repeated"):
         fix_length(waveform[:0], 7, "repeat")
+
+
+@pytest.mark.parametrize(("length", "n_windows"), [(80000, 9), (87999, 9), (79999, 8), (24000, 2)])
+def test_windows_begin_at_every_hop_and_leave_out_the_rest(length, n_windows):
+    waveforms = np.random.default_rng(0).integers(-99, 99, (3, length)).astype(np.int16)
+    windows = cut_windows(waveforms, 16000, 8000)
+    assert windows.shape == (3, n_windows, 16000) and windows.dtype == np.int16
+    for k in range(n_windows):
+        np.testing.assert_array_equal(windows[:, k], waveforms[:, 8000 * k : 8000 * k + 16000])
+    tensor = cut_windows(torch.from_numpy(waveforms), 16000, 8000)
+    assert torch.equal(tensor, torch.from_numpy(windows.copy()))
+
+
+def test_windows_are_a_view_of_arrays_of_mapped_files_and_of_tensors(tmp_path):
+    waveforms = np.arange(2 * 30, dtype=np.int16).reshape(2, 30)
+    assert np.shares_memory(cut_windows(waveforms, 10, 4), waveforms)
+    np.save(tmp_path / "waveforms.npy", waveforms)
+    mapped = np.load(tmp_path / "waveforms.npy", mmap_mode="r")
+    windows = cut_windows(mapped, np.int64(10), np.int64(12))
+    assert np.shares_memory(windows, mapped) and not windows.flags.writeable
+    assert windows[1, 1].tolist() == list(range(42, 52))
+    tensor = torch.zeros(2, 30)
+    cut_windows(tensor, 10, 4)[1, 2, 3] = 7
+    assert tensor.nonzero().tolist() == [[1, 11]]
 
 
 def test_decode_gives_16_bit_files_back_bit_for_bit(tmp_path, noise):

@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+import torch
 
 from shared_utils import audio
-from shared_utils.audio import decode, read_audio
-from shared_utils.datasets import load_esc50, load_folder
+from shared_utils.audio import cut_windows, decode, read_audio
+from shared_utils.datasets import ArrayDataset, load_esc50, load_folder
+from shared_utils.training import cross_validate
 
 TONE = (8000 * np.sin(np.arange(16000) / 5)).astype(np.int16)
 
@@ -332,6 +334,51 @@ def test_decode_refuses_arguments_that_make_no_sense(tmp_path):
 
 
 # tables and folders
+
+
+@pytest.mark.parametrize("make", [np.zeros, torch.zeros], ids=["array", "tensor"])
+def test_windows_that_cannot_be_cut_are_one_clear_sentence(make):
+    clips = make((2, 80000))
+    for arguments, message in (
+        ((make((2, 15999)), 16000, 8000), "15999 samples are shorter than a window of 16000; take a shorter window"),
+        (
+            (make((2, 23999)), 16000, 8000),
+            "Only one window of 16000 samples fits into clips of 23999 with a hop of 8000",
+        ),
+        ((make((2, 16000)), 16000, 1), "nothing to average; take a shorter window or longer clips"),
+        ((make(80000), 16000, 8000), r"not from shape \(80000,\); for a single clip give waveform\[None\]"),
+        ((make((2, 1, 80000)), 16000, 8000), r"waveforms \(clips, samples\), not from shape \(2, 1, 80000\)"),
+        ((clips, 16000, 0), "hop=0 is no whole number of samples from 1 up"),
+        ((clips, 16000, -1), "hop=-1 is no whole number"),
+        ((clips, 16000, 8000.0), r"hop=8000.0 is no whole number .* give round\(seconds \* sample_rate\)"),
+        ((clips, 0, 8000), "n_samples=0 is no whole number"),
+        ((clips, 0.5, 8000), "n_samples=0.5 is no whole number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cut_windows(*arguments)
+
+
+def test_a_fold_without_a_class_stops_a_cross_validation_before_it_trains():
+    clips = pd.DataFrame({"fold": np.arange(20) % 5 + 1, "label": np.arange(20) // 10})
+    clips["class_name"] = np.where(clips["label"] == 0, "cow", "dog")
+    dataset = ArrayDataset(np.zeros((20, 4), np.float32), clips["label"])
+    clips.loc[(clips["fold"] == 3) & (clips["label"] == 1), "fold"] = 4
+
+    def make_model():
+        raise AssertionError("it began to train")
+
+    arguments = {"epochs": 1, "device": "cpu", "progress": False}
+    with pytest.raises(ValueError, match=r"^Fold 3 has no clip of class 'dog'\. .* deal the clips"):
+        cross_validate(make_model, dataset, clips, **arguments)
+    with pytest.raises(ValueError, match="^Fold 3 has no clip of class 'dog'"):  # fold 3 is for validation
+        cross_validate(make_model, dataset, clips, folds=[5, 2], **arguments)
+    with pytest.raises(AssertionError):  # where it trains together with others it does no harm
+        cross_validate(make_model, dataset, clips, folds=[1], **arguments)
+    clips.loc[clips["label"] == 1, "fold"] = 3
+    with pytest.raises(
+        ValueError, match=r"Training for test fold 3 \(folds 1, 2, 5\) has .* 'dog'; fold 4 has no clip"
+    ):
+        cross_validate(make_model, dataset, clips, folds=[3], **arguments)
 
 
 def test_load_esc50_names_what_is_missing(tmp_path):

@@ -106,6 +106,42 @@ def make_lines(n_models: int = 3) -> pd.DataFrame:
     return table.assign(low=table["accuracy"] - 0.02, high=table["accuracy"] + 0.01)
 
 
+def make_models(n_models: int, n_classes: int = 10) -> dict:
+    """Models of rising skill on the same clips; the last two always answer with class 3."""
+    targets, probabilities = make_evaluation(n_classes)
+    one_class = np.full_like(probabilities, 0.5 / (n_classes - 1))
+    one_class[:, 3] = 0.5
+    flat = np.full_like(probabilities, 1 / n_classes)
+    skilled = [(1 - k / n_models) * flat + k / n_models * probabilities for k in range(n_models - 2, 0, -1)]
+    for k, scores in enumerate(skilled):
+        skilled[k] = np.where(np.arange(len(targets))[:, None] % 9 < k, scores[::-1], scores)  # others' scores
+    return {
+        f"CNN + transformer, {k} heads": (targets, scores) for k, scores in enumerate([*skilled, one_class, one_class])
+    }
+
+
+def make_reports(models: dict, names: list[str]) -> dict:
+    return {name: metrics.report(*model, names) for name, model in models.items()}
+
+
+def make_matrices(models: dict) -> dict:
+    return {name: metrics.confusion_matrix(*model) for name, model in models.items()}
+
+
+def make_collapse(n_variants: int = 11, names: list[str] = TEN) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Every third variant answers with all classes alike, the others with one class."""
+    changes = ["the reference", "learning rate 1e-4", "pre-norm instead of post-norm", "warm-up of 100 steps"]
+    variants = [*changes, *(f"width {32 * n} instead of 2000" for n in range(4, n_variants))][:n_variants]
+    even = np.arange(n_variants) % 3 == 2
+    answers = np.where(even[:, None], 1 / len(names), np.eye(len(names))[np.arange(n_variants) % len(names)])
+    numbers = {
+        "accuracy": np.where(even, 0.625, 0.1), "first-layer gradient norm": np.where(even, 0.25, 3e-6),
+        "attention entropy (nats)": np.where(even, 2.5, 4.852), "token similarity": np.where(even, -0.25, 0.999),
+        "loss": np.where(even, 0.9, 2.303), "training accuracy": np.where(even, 1, 0.125),
+    }  # fmt: skip
+    return pd.DataFrame(numbers, index=variants), pd.DataFrame(answers, index=variants, columns=names)
+
+
 DB, ACCURACY = {"x_label": "Signal-to-noise ratio (dB)"}, {"y_label": "Accuracy (%)"}
 COSTS = {"parameters": "Parameters", "ms": "Latency of one clip (ms)"}
 
@@ -158,7 +194,19 @@ def make_figures() -> dict:
         "twelve runs": lambda: plotting.plot_runs(*make_runs(12)),
         "signals": lambda: plotting.plot_training_signals(make_signals(), title="A collapse"),
         "signals of 12 layers": lambda: plotting.plot_training_signals(make_signals(12), title="A collapse"),
+        "four models' roc": lambda: plotting.plot_roc_comparison(make_models(4), title="Two of them collapsed"),
+        "six models' roc": lambda: plotting.plot_roc_comparison(make_models(6, 50)),
+        "four models' f1": lambda: plotting.plot_f1_comparison(make_reports(make_models(4), TEN), title="Collapsed"),
+        "six models' f1": lambda: plotting.plot_f1_comparison(make_reports(make_models(6, 50), FIFTY)),
+        "collapse": lambda: plotting.plot_collapse(*make_collapse(), title="One change at a time"),
+        "collapse of 12": lambda: plotting.plot_collapse(*make_collapse(12, FIFTY[:12]), title="One change"),
+        "collapse of 3": lambda: plotting.plot_collapse(make_collapse(3)[0].iloc[:, :3], make_collapse(3)[1]),
+        "collapse of 20 classes": lambda: plotting.plot_collapse(*make_collapse(8, FIFTY[:20]), title="A" * 40),
     }  # fmt: skip
+    for n_models, names in ((2, TEN), (3, FIFTY[:12]), (4, TEN), (5, TEN), (6, TEN), (6, FIFTY)):
+        figures[f"{n_models} confusions of {len(names)}"] = lambda m=n_models, n=names: (
+            plotting.plot_confusion_matrices(make_matrices(make_models(m, len(n))), n, title="Mistakes")
+        )
     for names in (TEN, FIFTY):
         targets, probabilities = make_evaluation(len(names))
         matrix, report = metrics.confusion_matrix(targets, probabilities), metrics.report(targets, probabilities, names)
@@ -636,6 +684,213 @@ def test_training_signals_put_runs_side_by_side_and_gradients_on_a_logarithmic_a
     with pytest.raises(ValueError, match="not 4 and 1"):
         one = signals[signals["name"] == "gradient norm"]
         plotting.plot_training_signals(pd.concat([one.assign(run=run) for run in "abcd"]))
+
+
+def test_roc_comparison_states_the_macro_area_and_draws_the_mean_curve():
+    models = make_models(4)
+    targets, probabilities = models["CNN + transformer, 1 heads"]
+    ax = plotting.plot_roc_comparison(models).axes[0]
+    legend = ax.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == [
+        *(f"{metrics.macro_auc(*model):.3f}  {name}" for name, model in models.items()), "0.500  chance"
+    ]  # fmt: skip
+    drawn = {line.get_color(): line for line in ax.lines if len(line.get_xdata()) == 1001}
+    assert list(drawn) == list(plotting.COLOURS[:4])
+    x, y = (values / 100 for values in drawn[plotting.COLOURS[1]].get_data())
+    assert np.trapezoid(y, x) == pytest.approx(metrics.macro_auc(targets, probabilities), abs=2e-3)
+    curves = [sklearn.metrics.roc_curve(targets == label, probabilities[:, label]) for label in range(10)]
+    at = np.searchsorted(x, 0.2505)  # between the steps of 1/72, where a curve has one height
+    highs = [hits[np.flatnonzero(alarms <= x[at])[-1]] for alarms, hits, _ in curves]
+    assert 0.5 < y[at] < 1 and y[at] == pytest.approx(np.mean(highs), abs=0.02)
+    twins = [drawn[colour] for colour in plotting.COLOURS[2:4]]
+    for line in twins:  # both collapsed models lie on the diagonal
+        np.testing.assert_allclose(line.get_ydata(), line.get_xdata())
+    assert drawn[plotting.COLOURS[0]].get_linestyle() == "-" and {line.get_linestyle() for line in twins} == {"--"}
+    assert len({line._dash_pattern[0] for line in twins}) == 2
+
+
+def test_roc_comparison_refuses_models_that_cannot_be_compared():
+    models, targets = make_models(3), np.repeat(np.arange(10), 8)
+    probabilities = models["CNN + transformer, 0 heads"][1]
+    for name, model, message in (
+        ("other", (np.minimum(targets, 8), probabilities), "Class 9 is in the targets of one of 'CNN .*' and 'other'"),
+        ("other", make_evaluation(12), "has 10 classes and 'other' 12"),
+        ("alike", (np.zeros(80, dtype=int), probabilities), "'alike' has no ROC curve: .*the same class"),
+        ("short", (targets[:70], probabilities), r"'short' has no ROC curve: .*\(70,\) and \(80, 10\)"),
+        ("logits", (targets, 2 * probabilities), "'logits' has no ROC curve: .*do not sum to 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plotting.plot_roc_comparison(models | {name: model})
+    for wrong in ({}, {str(n): models["CNN + transformer, 0 heads"] for n in range(7)}):
+        with pytest.raises(ValueError, match=f"From 1 to 6 models have room in this figure, not {len(wrong)}"):
+            plotting.plot_roc_comparison(wrong)
+
+
+def test_f1_comparison_sorts_by_the_mean_and_keeps_equal_dots_apart():
+    reports = make_reports(make_models(4), TEN)
+    fig = plotting.plot_f1_comparison({name: report[::-1] for name, report in reports.items()})
+    ax = fig.axes[0]
+    scores = pd.DataFrame({name: report["f1"][TEN] for name, report in reports.items()})
+    names = [label.get_text().replace(" ", "_") for label in ax.get_yticklabels()]
+    means = scores.loc[names].mean(axis=1)
+    assert set(names) == set(TEN) and means.is_monotonic_decreasing and means.iloc[0] > means.iloc[-1]
+    dots = lines_of(ax, "o")
+    assert [line.get_color() for line in dots] == list(plotting.COLOURS[:4])
+    for line, name in zip(dots, reports, strict=True):
+        np.testing.assert_allclose(line.get_xdata(), scores.loc[names, name])
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == [
+        f"{name}: macro F1 {report.loc['macro average', 'f1']:.2f}" for name, report in reports.items()
+    ]
+    ends = np.array([segment[:, 0] for segment in ax.collections[0].get_segments()])
+    np.testing.assert_allclose(ends, np.column_stack([scores.loc[names].min(axis=1), scores.loc[names].max(axis=1)]))
+    rows = np.arange(10)
+    assert (dots[2].get_ydata() < dots[3].get_ydata() - 0.2).all()  # the collapsed two are equal everywhere
+    assert all((np.abs(line.get_ydata() - rows) < 0.45).all() for line in dots)
+    alone = plotting.plot_f1_comparison({"one": reports["CNN + transformer, 0 heads"]}).axes[0]
+    np.testing.assert_array_equal(lines_of(alone, "o")[0].get_ydata(), rows)
+
+
+def test_f1_comparison_refuses_reports_of_different_classes():
+    report = make_reports(make_models(3), TEN)["CNN + transformer, 0 heads"]
+    for other, message in (
+        (report.drop(index="dog"), "Class 'dog' must stand once in the report of 'a' and in that of 'b'"),
+        (pd.concat([report, report.loc[["rain"]]]), "Class 'rain' must stand once"),
+        (report.assign(f1=100 * report["f1"]), "F1 score of 'chainsaw' by 'b' is .* not between 0 and 1"),
+        (report.assign(f1=np.nan), "by 'b' is nan, not between 0 and 1"),
+        (report.drop(columns="f1"), "report of 'b' has no column f1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plotting.plot_f1_comparison({"a": report, "b": other})
+    many = pd.DataFrame({"f1": np.full(51, 0.5)}, index=[f"class {n}" for n in range(51)])
+    with pytest.raises(ValueError, match="not 51"):
+        plotting.plot_f1_comparison({"a": many})
+    with pytest.raises(ValueError, match="From 1 to 6 models .* not 7"):
+        plotting.plot_f1_comparison({str(n): report for n in range(7)})
+
+
+def test_confusion_matrices_share_one_scale_and_state_their_accuracy():
+    first, second = np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]]), np.array([[8, 0, 0], [4, 0, 0], [0, 0, 0]])
+    fig = plotting.plot_confusion_matrices({"a": first, "b": second}, ["x_1", "y", "z"])
+    left, right = fig.axes[:2]
+    np.testing.assert_allclose(left.images[0].get_array(), [[75, 25, 0], [25, 75, 0], [0, 0, 0]])
+    np.testing.assert_allclose(right.images[0].get_array(), [[100, 0, 0], [100, 0, 0], [0, 0, 0]])
+    assert {ax.images[0].get_clim() for ax in (left, right)} == {(0, 100)} and len(fig.axes) == 3
+    titles = [ax.get_title(loc="left").replace("\u00a0", " ") for ax in (left, right)]
+    assert titles == ["a: accuracy 75.0 %", "b: accuracy 66.7 %"]
+    written = {text.get_position(): text.get_text() for text in left.texts}
+    assert written == {(0, 0): "75", (1, 0): "25", (0, 1): "25", (1, 1): "75"}  # x is the predicted class
+    assert [label.get_text() for label in left.get_yticklabels()] == ["x 1", "y", "z"]
+    small = plotting.plot_confusion_matrices({"a": first / 10, "b": second}, ["x", "y", "z"]).axes[0]
+    np.testing.assert_allclose(small.images[0].get_array(), left.images[0].get_array())
+
+
+@pytest.mark.parametrize(("n_models", "named"), [(2, [0, 1]), (4, [2, 3]), (5, [2, 3, 4]), (6, [3, 4, 5])])
+def test_class_names_stand_at_the_left_and_the_bottom_only(n_models, named):
+    fig = plotting.plot_confusion_matrices(make_matrices(make_models(n_models)), TEN)
+    fig.draw_without_rendering()
+    axes = [ax for ax in fig.axes[:-1] if ax.get_visible()]
+    assert len(axes) == n_models
+    below = [i for i, ax in enumerate(axes) if any(t.get_visible() and t.get_text() for t in ax.get_xticklabels())]
+    beside = [ax for ax in axes if any(text.get_visible() and text.get_text() for text in ax.get_yticklabels())]
+    left = min(ax.get_position().x0 for ax in axes)
+    assert below == named and all(ax.get_position().x0 < left + 0.01 for ax in beside)
+    assert len(beside) == (1 if n_models == 2 else 2)
+    assert any(ax.texts for ax in axes) == (n_models == 2)  # elsewhere the cells are too small for numbers
+
+
+def test_confusion_matrices_of_many_classes_name_those_recognised_worst():
+    matrix = 40 * np.eye(50, dtype=int)
+    matrix[7, 3], matrix[7, 7] = 11, 29
+    fig = plotting.plot_confusion_matrices({"a": matrix, "b": 2 * matrix, "c": matrix, "d": matrix}, FIFTY)
+    assert FIFTY[7] in [label.get_text() for label in fig.axes[0].get_yticklabels()]
+    assert len(fig.axes[0].get_yticks()) < 10 and len(fig.axes[0].get_xticks()) == 0
+
+
+def test_confusion_matrices_refuse_what_does_not_fit():
+    good = np.eye(3)
+    for other, message in (
+        (np.ones((3, 2)), r"'b': a confusion matrix of 3 classes .* not \(3, 2\)"),
+        (np.eye(4), "'b': a confusion matrix of 3 classes"),
+        (-good, "'b': a confusion matrix holds counts"),
+        (0 * good, "'b': a confusion matrix holds counts .* not all of them zero"),
+        (good * np.nan, "'b': a confusion matrix holds counts"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plotting.plot_confusion_matrices({"a": good, "b": other}, ["x", "y", "z"])
+    with pytest.raises(ValueError, match="From 2 to 6 models .* not 1"):
+        plotting.plot_confusion_matrices({"a": good}, ["x", "y", "z"])
+
+
+def test_collapse_shows_the_answers_and_beside_them_the_numbers():
+    table, answers = make_collapse()
+    table.iloc[1, 1], table.iloc[0, 2] = 0, np.nan
+    fig = plotting.plot_collapse(table.rename_axis("variant").reset_index(), answers)
+    heat, accuracy, gradient, entropy, similarity = fig.axes[:5]
+    np.testing.assert_allclose(heat.images[0].get_array(), 100 * answers)
+    assert heat.images[0].get_clim() == (0, 100)
+    assert [label.get_text() for label in heat.get_yticklabels()] == list(table.index)
+    assert [label.get_text().replace(" ", "_") for label in heat.get_xticklabels()] == TEN
+    collapsed = np.arange(11) % 3 != 2
+    red, blue = plotting.COLOURS[2], plotting.COLOURS[0]
+    for ax, column, scale in ((accuracy, "accuracy", 100), (similarity, "token similarity", 1)):
+        bars = ax.containers[0]
+        np.testing.assert_allclose([bar.get_width() for bar in bars], scale * table[column])
+        assert [bar.get_facecolor()[:3] for bar in bars] == [red if fallen else blue for fallen in collapsed]
+        np.testing.assert_allclose([bar.get_y() + bar.get_height() / 2 for bar in bars], np.arange(11))
+    assert accuracy.get_xlim() == (0, 100) and similarity.get_xlim() == (-0.25, 0.999)
+    chance = [line for line in accuracy.lines if line.get_linestyle() == ":"]
+    assert [line.get_xdata()[0] for line in chance] == [10] and not [ax for ax in (entropy, similarity) if ax.lines]
+    assert (gradient.get_xscale(), entropy.get_xscale()) == ("log", "linear")
+    dots = {line.get_ydata()[0]: line.get_xdata()[0] for line in lines_of(gradient, "o")}
+    assert dots == {row: norm for row, norm in enumerate(table["first-layer gradient norm"]) if norm > 0}
+    assert gradient.get_xlim()[0] < 3e-6 and gradient.get_xlim()[1] > 0.25
+    texts = [[text.get_text() for text in ax.texts] for ax in fig.axes[1:7]]
+    assert [written[0] for written in texts] == ["10.0", "3·10⁻⁶", "–", "0.999", "2.30", "12.5"]
+    assert [written[2] for written in texts] == ["62.5", "0.25", "2.50", "-0.250", "0.90", "100.0"]
+    assert texts[1][1] == "0" and [len(bars.patches) for bars in entropy.containers] == [10]
+    headings = [written[-1].replace("\n", " ") for written in texts]
+    assert headings[:2] == ["Accuracy (%)", "First-layer gradient norm (log)"] and headings[2].endswith("(nats)")
+    legend = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert legend == ["one class gets over 55 % of the answers", "chance 10.0 %"]
+
+
+def test_collapse_separates_the_reference_and_calls_an_even_model_none():
+    table, answers = make_collapse(3)
+    fig = plotting.plot_collapse(table[["loss"]], answers * 0 + 0.1)
+    fig.draw_without_rendering()
+    (rule,) = fig.artists
+    heat, loss = fig.axes[:2]
+    box, y = rule.get_window_extent(), heat.transData.transform((0, 0.5))[1]
+    assert (box.x0, box.x1) == pytest.approx((heat.get_window_extent().x0, loss.get_window_extent().x1), abs=0.5)
+    assert (box.y0, box.y1) == pytest.approx((y, y), abs=0.5)
+    assert not fig.legends
+    assert {bar.get_facecolor()[:3] for bar in loss.containers[0]} == {plotting.COLOURS[0]}
+    two = pd.DataFrame([[0.7, 0.3], [0.8, 0.2], [0.4, 0.6]], index=table.index, columns=["yes", "no"])
+    bars = plotting.plot_collapse(table[["loss"]], two).axes[1].containers[0]
+    assert [bar.get_facecolor()[:3] == plotting.COLOURS[2] for bar in bars] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table, answers: (table, 0.9 * answers), "answers of 'the reference' must be shares .* sum to 1"),
+        (lambda table, answers: (table, answers.assign(dog=np.nan)), "must be shares"),
+        (lambda table, answers: (table, answers.assign(dog=2, rain=-1, chainsaw=0)), "must be shares"),
+        (lambda table, answers: (table[::-1], answers), "Row 1 is 'warm-up.*' in the table but 'the reference'"),
+        (lambda table, answers: (table.head(3), answers), "Row 4 is 'no row' in the table but 'warm-up"),
+        (lambda table, answers: (table.iloc[[0, 0]], answers.iloc[[0, 0]]), "'the reference' comes twice"),
+        (lambda table, answers: (table.assign(accuracy=52.5), answers), "accuracy 52.5 is no share of 1"),
+        (lambda table, answers: (table.assign(loss="low"), answers), "Column loss must hold numbers"),
+        (lambda table, answers: (table.assign(loss=np.inf), answers), "loss holds an infinite value"),
+        (lambda table, answers: (-table[["first-layer gradient norm"]], answers), "no place for first-layer"),
+        (lambda table, answers: (table.assign(seventh=1.0), answers), "not 4, 7 and 10"),
+        (lambda table, answers: (table.iloc[:, :0], answers), "not 4, 0 and 10"),
+        (lambda table, answers: make_collapse(13), "not 13, 6 and 10"),
+    ],
+)
+def test_collapse_refuses_bad_tables(change, message):
+    with pytest.raises(ValueError, match=message):
+        plotting.plot_collapse(*change(*make_collapse(4)))
 
 
 # ---- FigureBook

@@ -12,9 +12,12 @@ from shared_utils.spectrograms import (
     KaldiFbank,
     LogMel,
     Mfcc,
+    RandomCrop,
     SpecAugment,
     SpeedPerturb,
     TimeShift,
+    _a_weighting,
+    between_class,
     mixup,
 )
 
@@ -113,10 +116,19 @@ def test_log_mel_equals_librosa(waveforms):
     theirs = [
         librosa.power_to_db(
             librosa.feature.melspectrogram(
-                y=waveform, sr=16000, n_fft=1024, hop_length=320, n_mels=64, fmin=20, htk=True, norm=None,
+                y=waveform,
+                sr=16000,
+                n_fft=1024,
+                hop_length=320,
+                n_mels=64,
+                fmin=20,
+                htk=True,
+                norm=None,
                 pad_mode="reflect",
             ),
-            ref=1, amin=1e-10, top_db=80,
+            ref=1,
+            amin=1e-10,
+            top_db=80,
         )
         for waveform in waveforms.numpy()
     ]
@@ -259,6 +271,44 @@ def test_time_shift_by_more_than_the_clip():
     assert torch.equal(TimeShift(1, 16000)(counted).sort(1).values, counted)
 
 
+@pytest.mark.parametrize(("n_samples", "step", "n_places"), [(40, 10, 7), (45, 10, 6), (97, 1, 4), (100, 1, 1)])
+def test_crops_begin_at_every_multiple_of_the_step_equally_often(n_samples, step, n_places):
+    from scipy import stats
+
+    counted = torch.arange(100, dtype=torch.int16).repeat(7000, 1)
+    torch.manual_seed(0)
+    crops = RandomCrop(n_samples, step)(counted)
+    assert crops.dtype == torch.int16 and crops.shape == (7000, n_samples)
+    assert torch.equal(crops, crops[:, :1] + torch.arange(n_samples, dtype=torch.int16))
+    places, counts = crops[:, 0].unique(return_counts=True)
+    assert places.tolist() == [step * k for k in range(n_places)]
+    assert n_places == 1 or stats.chisquare(counts.numpy()).pvalue > 0.01
+
+
+def test_crops_are_of_their_own_clip_in_training_only_and_repeat_with_the_seed():
+    waveforms = torch.arange(50.0)[:, None] + torch.linspace(0, 0.9, 300)
+    crop = RandomCrop(100)
+    assert crop.eval()(waveforms) is waveforms
+    torch.manual_seed(3)
+    first = crop.train()(waveforms)
+    assert torch.equal(first.floor()[:, 0], torch.arange(50.0)) and torch.equal(
+        first.floor()[:, 99], torch.arange(50.0)
+    )
+    assert not torch.equal(crop(waveforms), first)
+    torch.manual_seed(3)
+    assert torch.equal(crop(waveforms), first)
+
+
+def test_crops_longer_than_the_clips_or_of_nothing_are_refused():
+    with pytest.raises(
+        ValueError, match="99 samples are shorter than a crop of 100; take shorter crops or longer clips"
+    ):
+        RandomCrop(100)(torch.zeros(2, 99))
+    for arguments in ((0,), (100, 0)):
+        with pytest.raises(ValueError, match="give 1 or more of each"):
+            RandomCrop(*arguments)
+
+
 def test_gain_stays_within_its_bounds(waveforms):
     same = waveforms[:1].repeat(2000, 1)[:, :100]
     torch.manual_seed(0)
@@ -396,3 +446,142 @@ def test_mixup_refuses_class_numbers_and_alpha_zero():
         mixup(torch.zeros(4, 10), torch.tensor([0, 1, 2, 1]), 0.3)
     with pytest.raises(ValueError, match="alpha 0; give alpha > 0, or leave mixup out"):
         mixup(torch.zeros(4, 10), torch.eye(4), 0)
+
+
+# --- Between-class learning ---
+
+
+def _measure_level(waveform: np.ndarray, sample_rate: int) -> float:
+    """Return the largest A-weighted level of a clip's windows in dB, one window after the other."""
+    n_fft = {16000: 2048, 44100: 4096, 8000: 1024}[sample_rate]
+    squared = np.fft.rfftfreq(n_fft, 1 / sample_rate)[1:] ** 2
+    db = 2 + 20 * (
+        2 * np.log10(12194) + 2 * np.log10(squared) - np.log10(squared + 12194**2) - np.log10(squared + 20.6**2)
+        - 0.5 * np.log10(squared + 107.7**2) - 0.5 * np.log10(squared + 737.9**2)
+    )  # fmt: skip
+    levels, first = [-80.0], 0
+    while first == 0 or first + n_fft // 2 < len(waveform):
+        frame = np.zeros(n_fft)
+        part = waveform[first : first + n_fft]
+        frame[: len(part)] = part
+        power = np.abs(np.fft.rfft(frame * np.hanning(n_fft + 1)[:-1])[1:]) ** 2
+        levels.append(10 * np.log10(np.sum(power * 10 ** (db / 10)) + 1e-30))
+        first += n_fft // 2
+    return max(levels)
+
+
+@pytest.mark.parametrize(
+    ("n_samples", "sample_rate"), [(19200, 16000), (24000, 44100), (7000, 8000), (700, 16000), (2049, 16000)]
+)
+def test_between_class_equals_its_formulas_clip_by_clip(waveforms, n_samples, sample_rate):
+    clips = waveforms.repeat(1, 2)[:, :n_samples] * torch.tensor([[1.0], [0.3], [0.01], [1], [1e-7], [0.5]])
+    clips[3, :-400] = 0  # all that is heard lies in the last window
+    mixed, targets = between_class(clips, torch.eye(6), sample_rate, torch.Generator().manual_seed(5))
+    levels = [_measure_level(clip, sample_rate) for clip in clips.double().numpy()]
+    assert min(levels) == -80 and max(levels) - sorted(levels)[1] > 20
+    partners = (targets - torch.diag(targets.diag())).argmax(1)
+    for k, partner in enumerate(partners.tolist()):
+        r = targets[k, k].double().item()
+        assert targets[k, partner].item() == pytest.approx(1 - r) and targets[k].count_nonzero() == 2
+        p = 1 / (1 + 10 ** ((levels[k] - levels[partner]) / 20) * (1 - r) / r)
+        expected = (p * clips[k].double() + (1 - p) * clips[partner].double()) / np.sqrt(p**2 + (1 - p) ** 2)
+        torch.testing.assert_close(mixed[k].double(), expected, atol=2e-4 * expected.abs().max().item(), rtol=0)
+
+
+def test_the_a_curve_equals_the_published_values():
+    db = {31.623: -39.4, 100: -19.1, 199.53: -10.9, 501.19: -3.2, 1000: 0, 1995.3: 1.2, 3981.1: 1.0, 10000: -2.5}
+    ours = 20 * _a_weighting(torch.tensor(list(db))).log10()
+    np.testing.assert_allclose(ours, list(db.values()), atol=0.05)
+    assert 20 * _a_weighting(torch.tensor(1e4)).log10().item() == pytest.approx(-2.49, abs=0.005)
+    assert _a_weighting(torch.zeros(1)).item() == 0
+
+
+def test_two_tones_are_heard_at_the_ratio_of_the_targets():
+    amplitudes, weights = torch.tensor([0.9, 0.02]), torch.tensor([10 ** (-19.14 / 20), 1.0])  # 100 Hz and 1 kHz
+    tones = amplitudes[:, None] * torch.sin(2 * torch.pi * torch.tensor([[100.0], [1000]]) * _seconds(16000))
+    mixed, targets = between_class(tones, torch.eye(2), generator=torch.Generator().manual_seed(2))
+    heard = torch.fft.rfft(mixed).abs()[:, [100, 1000]] / 8000 * weights
+    torch.testing.assert_close(heard / heard.sum(1, keepdim=True), targets, atol=2e-3, rtol=0)
+    assert 0.05 < targets.min() and targets.max() < 0.95  # both are there to be heard
+
+
+def test_every_clip_gets_a_partner_of_another_class_all_equally_likely():
+    from scipy import stats
+
+    labels = torch.tensor([0] * 60 + [1, 2, 2, 2])
+    marks = torch.eye(64)  # a clip of one click, by which it is found in the mixture
+    counts = torch.zeros(64, 64)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(150):
+        mixed, targets = between_class(marks, torch.eye(3)[labels], generator=generator)
+        mixed = mixed - torch.diag(mixed.diag())
+        assert ((mixed > 0).sum(1) == 1).all() and ((targets > 0).sum(1) == 2).all()
+        counts += mixed > 0
+    assert not counts[labels[:, None] == labels].any()
+    assert stats.chisquare(counts[:60, 60:].sum(0).numpy()).pvalue > 0.01
+    assert stats.chisquare(counts[61:, :61].sum(0).numpy()).pvalue > 0.01
+
+
+def test_between_class_draws_shares_from_0_to_1():
+    from scipy import stats
+
+    generator = torch.Generator().manual_seed(0)
+    shares = between_class(torch.ones(2000, 50), torch.eye(2).repeat(1000, 1), generator=generator)[1]
+    assert stats.kstest(shares[::2, 0].double(), "uniform").pvalue > 0.01
+    torch.testing.assert_close(shares.sum(1), torch.ones(2000))
+
+
+def test_a_batch_of_one_class_keeps_it_and_silence_gives_no_nan(waveforms, monkeypatch):
+    targets = torch.eye(4)[[2] * 6]
+    mixed, mixed_targets = between_class(waveforms, targets)
+    torch.testing.assert_close(mixed_targets, targets)
+    assert mixed.isfinite().all()
+    assert between_class(waveforms[:1], targets[:1])[0].isfinite().all()
+    assert between_class(torch.zeros(4, 9000), torch.eye(4))[0].unique().tolist() == [0]
+    silence = waveforms[:2].clone()
+    silence[0] = 0
+    mixed = between_class(silence, torch.eye(2))[0]
+    assert mixed.isfinite().all() and mixed.abs().amax(1).min() > 0
+    monkeypatch.setattr(torch, "rand", lambda *size, generator=None: torch.zeros(size))  # shares of 0
+    mixed, mixed_targets = between_class(waveforms[:2], torch.eye(2))
+    assert torch.equal(mixed, waveforms[[1, 0]]) and torch.equal(mixed_targets, torch.eye(2)[[1, 0]])
+
+
+def test_between_class_repeats_with_its_generator_and_leaves_the_global_numbers_alone(waveforms):
+    torch.manual_seed(5)
+    untouched = torch.rand(3)
+    torch.manual_seed(5)
+    first, again = (
+        between_class(waveforms, torch.eye(6), generator=torch.Generator().manual_seed(3))[0] for _ in range(2)
+    )
+    assert torch.equal(first, again)
+    assert torch.equal(torch.rand(3), untouched)
+    torch.manual_seed(5)
+    third = between_class(waveforms, torch.eye(6))[0]
+    torch.manual_seed(5)
+    assert torch.equal(between_class(waveforms, torch.eye(6))[0], third) and not torch.equal(third, first)
+
+
+def test_between_class_takes_int16_and_stays_in_float32_under_autocast(waveforms):
+    def mix(waveforms):
+        return between_class(waveforms, torch.eye(6), generator=torch.Generator().manual_seed(0))[0]
+
+    int16 = (waveforms * 32767).clamp(-32768, 32767).to(torch.int16)
+    torch.testing.assert_close(mix(int16), mix(int16.double() / 32768), atol=0, rtol=0)
+    expected = mix(waveforms)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert mix(waveforms).dtype == torch.float32 and torch.equal(mix(waveforms), expected)
+
+
+def test_between_class_refuses_class_numbers_and_what_is_no_batch_of_waveforms():
+    with pytest.raises(ValueError, match="between_class blends class probabilities .* make them one-hot"):
+        between_class(torch.zeros(3, 4000), torch.tensor([0, 1, 2]))
+    with pytest.raises(ValueError, match=r"shape \(3, 1, 4000\) are no batch; give \(batch, samples\)"):
+        between_class(torch.zeros(3, 1, 4000), torch.eye(3))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_between_class_on_cuda_equals_the_cpu(waveforms):
+    ours = between_class(waveforms.cuda(), torch.eye(6).cuda(), generator=torch.Generator().manual_seed(0))
+    expected = between_class(waveforms, torch.eye(6), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close([each.cpu() for each in ours], list(expected), atol=1e-4, rtol=0)

@@ -8,6 +8,7 @@ import soundfile
 from shared_utils.splits import (
     LeakError,
     audit,
+    check_fold_classes,
     cut_in_time,
     shared_samples,
     speaker_hash_side,
@@ -50,6 +51,38 @@ def test_split_by_fold_refuses_what_does_not_exist(clips):
         split_by_fold(clips, 1, val_fold=1)
     with pytest.raises(ValueError, match="three folds"):
         split_by_fold(clips[clips["fold"] < 3], 1)
+
+
+def test_classes_are_looked_for_on_every_side_of_the_rounds_asked_for(clips):
+    clips["label"] = (clips["class_name"] == "rain").astype(int)
+    check_fold_classes(clips)
+    clips = clips[~((clips["fold"] == 2) & (clips["label"] == 1))]  # row names are no longer row numbers
+    with pytest.raises(ValueError, match=r"^Fold 2 has no clip of class 'rain'\. Training, validation and test need"):
+        check_fold_classes(clips)
+    check_fold_classes(clips, [3, 4, 5])
+    check_fold_classes(clips, [1], val_fold=3)
+    for folds, val_fold in (([1], None), ([2], None), ([4, 1], None), ([3], 2)):
+        with pytest.raises(ValueError, match="^Fold 2 has no clip of class 'rain'"):
+            check_fold_classes(clips, folds, val_fold)
+    only = clips[(clips["label"] == 0) | (clips["fold"] == 4)]
+    with pytest.raises(
+        ValueError, match=r"^Training for test fold 4 \(folds 1, 2, 3\) has .* 'rain'; fold 5 has no clip"
+    ):
+        check_fold_classes(only, [4])
+    with pytest.raises(ValueError, match=r"; and 1 more\. Training"):  # four folds, and training for test folds 3 and 4
+        check_fold_classes(only)
+
+
+def test_classes_without_names_are_called_by_their_label_and_without_labels_not_looked_for(clips):
+    check_fold_classes(clips[(clips["class_name"] == "dog") | (clips["fold"] == 4)])
+    clips["label"] = (clips["class_name"] == "rain") + 7
+    clips = clips[(clips["label"] == 7) | (clips["fold"] != 1)].drop(columns="class_name")
+    with pytest.raises(ValueError, match="^Fold 1 has no clip of class '8'"):
+        check_fold_classes(clips)
+    with pytest.raises(ValueError, match="no column 'fold'"):
+        check_fold_classes(clips.drop(columns="fold"))
+    with pytest.raises(ValueError, match="both 3; no epoch may be chosen on the test clips"):
+        check_fold_classes(clips, val_fold=3)
 
 
 def test_stratified_group_split_keeps_groups_whole_and_shares_close():

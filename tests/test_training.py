@@ -1,5 +1,6 @@
 """The training loop: exact to repeat, to interrupt and to resume; learning rates as PyTorch's own schedulers give."""
 
+import functools
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 
 from shared_utils.datasets import ArrayDataset
 from shared_utils.device import seed_everything
+from shared_utils.spectrograms import RandomCrop, between_class, mixup
 from shared_utils.training import (
     count_multiply_adds,
     count_parameters,
@@ -164,6 +166,71 @@ def test_a_checkpoint_of_other_settings_or_a_damaged_one_is_refused(sets, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]  # no temporary file is left
 
 
+def test_mix_takes_the_place_of_mixup(sets):
+    by_alpha, alpha_history = train(sets)
+    by_function, history = train(sets, mixup_alpha=0.0, mix=functools.partial(mixup, alpha=0.4))
+    assert torch.equal(weights(by_alpha), weights(by_function))
+    pd.testing.assert_frame_equal(history.drop(columns="seconds"), alpha_history.drop(columns="seconds"))
+    seen = []
+
+    def swap(inputs, targets):
+        seen.append((inputs, targets))
+        return inputs, targets.roll(1, 1)  # each clip is taught as the class after its own
+
+    model, _ = train([sets[0]], mixup_alpha=0.0, mix=swap, epochs=12)
+    inputs, targets = seen[0]
+    assert len(seen) == 12 * 6 and inputs.shape == (8, 6) and targets.shape == (8, 3)
+    assert targets.dtype == torch.float32 and targets.sum(1).tolist() == [1] * 8 and targets.unique().tolist() == [0, 1]
+    result = evaluate(model, sets[1], device="cpu")
+    assert (result["probabilities"].argmax(1) == (result["targets"] + 1) % 3).mean() > 0.6
+    with pytest.raises(ValueError, match="mixup_alpha=0.4 and mix would blend the clips of a batch; give one of them"):
+        train(sets, mix=swap)
+
+
+def test_a_resumed_run_shares_its_mix(sets, tmp_path):
+    left = 99
+
+    def blend(inputs, targets):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return between_class(inputs, targets)
+
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    whole, _ = train(sets, epochs=3, mixup_alpha=0.0, mix=blend)
+    left = 6 + 2  # the third step of the second epoch is never reached
+    stopped, history = train(sets, epochs=3, mixup_alpha=0.0, mix=blend, checkpoint=checkpoint)
+    assert len(history) == 1
+    left = 99
+    resumed, history = train(sets, epochs=3, seed=9, mixup_alpha=0.0, mix=blend, resume_from=checkpoint)
+    assert len(history) == 3 and torch.equal(weights(resumed), weights(whole))
+    assert not torch.equal(weights(stopped), weights(whole))
+    with pytest.raises(ValueError, match=r"other settings: mix \(was .*blend, is None\); resume with the same ones"):
+        train(sets, epochs=3, mixup_alpha=0.0, resume_from=checkpoint)
+
+    by_rate = [functools.partial(between_class, sample_rate=rate) for rate in (16000, 16000, 8000)]
+    train(sets, epochs=1, mixup_alpha=0.0, mix=by_rate[0], checkpoint=checkpoint)
+    train(sets, epochs=1, mixup_alpha=0.0, mix=by_rate[1], resume_from=checkpoint)
+    with pytest.raises(
+        ValueError, match=r"mix \(was between_class\(sample_rate=16000\), is between_class\(.*=8000\)\);"
+    ):
+        train(sets, epochs=1, mixup_alpha=0.0, mix=by_rate[2], resume_from=checkpoint)
+
+
+def test_a_model_of_crops_is_mixed_and_judged_by_its_views(data):
+    inputs, targets = data
+    longer = torch.cat(
+        [inputs, inputs], dim=1
+    )  # (clips, 12), of which Net takes 6: every crop in steps of 6 is the clip
+    views = [lambda inputs: inputs[:, :6], lambda inputs: inputs[:, 6:]]
+    seed_everything(0)
+    model, train_set, val_set = Net(), ArrayDataset(longer[:45], targets[:45]), ArrayDataset(longer[45:], targets[45:])
+    arguments = RECIPE | {"mixup_alpha": 0.0, "mix": between_class, "augment": RandomCrop(6, step=6), "views": views}
+    history = fit(model, train_set, val_set, epochs=15, progress=False, **arguments)
+    assert history["val_accuracy"].max() > 0.7
+
+
 def test_the_model_ends_with_a_copy_of_its_best_weights(sets):
     model, history = train(sets, epochs=15, lr=0.3, schedule="none", ema_decay=None)  # a rate that makes it wander
     best = history.loc[history["epoch"] == history.attrs["best_epoch"]].iloc[0]
@@ -296,6 +363,34 @@ def test_cross_validation_keeps_the_folds_apart_and_runs_independent(data):
     alone = cross_validate(Spy, ArrayDataset(marked, targets), clips, folds=[5], seeds=[1], **arguments)
     expected = table.iloc[3:].reset_index(drop=True).drop(columns="seconds")
     pd.testing.assert_frame_equal(alone["folds"].drop(columns="seconds"), expected)
+
+
+def test_cross_validation_with_a_validation_fold_of_choice(data):
+    inputs, targets = data
+    folds = torch.arange(66) // 3 % 5 + 1
+    marked = inputs.clone()
+    marked[:, 5] = folds
+    clips = pd.DataFrame({"fold": folds.numpy(), "label": targets.numpy()})
+    seen = []
+
+    class Spy(Net):
+        def forward(self, inputs):
+            seen.append((self.training, set(inputs[:, 5].int().tolist())))
+            return super().forward(inputs)
+
+    arguments = {"epochs": 1, "batch_size": 64, "device": "cpu", "progress": False}
+    for val_fold in (2, 3, 4, 5):
+        seen.clear()
+        result = cross_validate(Spy, ArrayDataset(marked, targets), clips, folds=[1], val_fold=val_fold, **arguments)
+        assert seen[0] == (True, {2, 3, 4, 5} - {val_fold}) and seen[1] == (False, {val_fold})
+        assert set.union(*(fold for _, fold in seen[2:])) == {1}
+        assert result["folds"][["fold", "val_fold"]].values.tolist() == [[1, val_fold]]
+    seen.clear()
+    with pytest.raises(ValueError, match="both 3; no epoch may be chosen on the test clips"):
+        cross_validate(Spy, ArrayDataset(marked, targets), clips, folds=[1, 3], val_fold=3, **arguments)
+    with pytest.raises(ValueError, match="no column 'fold'"):
+        cross_validate(Spy, ArrayDataset(marked, targets), clips.drop(columns="fold"), **arguments)
+    assert not seen  # the first round would have been possible
 
 
 def test_an_interrupted_cross_validation_keeps_what_is_done(data):
