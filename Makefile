@@ -28,8 +28,9 @@ lab: .venv/.installed
 benchmarks: .venv/.installed
 	@.venv/bin/python -m benchmarks.run
 
+# Two processes of one thread each: with two threads each they would wait for each other.
 test: .venv/.installed
-	@.venv/bin/python -m pytest -q
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist worksteal
 
 # The stamp is written last. A set-up that was cut short leaves .unfinished behind and starts from nothing the next time,
 # except in a .venv that someone else has made: that is never deleted, pip goes on with it.
@@ -42,7 +43,7 @@ test: .venv/.installed
 	@rm -f $@ && touch .venv/.unfinished
 	@echo 'Setting up .venv with the pinned packages: two to three minutes, 6 GB on disk.'
 	@$(PYTHON) -m venv .venv
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,offline]'
 	@rm .venv/.unfinished && touch $@
 
 .PHONY: help notebooks results slides lab benchmarks test

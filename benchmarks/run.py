@@ -22,6 +22,7 @@ TITLES = {
     "decoding": "Decoding: threads into one array against a loop",
     "training_epoch": "A training epoch: arrays and layers against files and workers",
     "speech_commands": "Training on spoken words: arrays and layers against files and workers",
+    "text": "Sentences: batches of similar length against padding to 128",
 }
 
 

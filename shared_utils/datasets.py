@@ -1,13 +1,17 @@
-"""One loader a data set, each giving a table of clips; download and verify; a folder of one's own recordings.
+"""One loader a data set, each giving a table; download and verify; recordings and sentences of one's own.
 
-From the command line: python -m shared_utils.datasets download esc50 (or speech_commands_v0.02)
+From the command line: python -m shared_utils.datasets download esc50 (or speech_commands_v0.02, sst2)
 """
 
 import argparse
+import contextlib
+import csv
 import functools
 import gzip
 import hashlib
 import http.client
+import io
+import json
 import os
 import re
 import stat
@@ -15,9 +19,11 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
+import warnings
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
@@ -27,12 +33,14 @@ import torch
 from tqdm.std import tqdm
 
 from shared_utils.audio import read_audio
-from shared_utils.device import resolve_path
+from shared_utils.device import resolve_path, write_whole
 from shared_utils.splits import (
     COMMANDS,
     SIDES,
     LeakError,
     cut_in_time,
+    find_text_overlap,
+    normalise_text,
     speaker_hash_side,
     stratified_group_folds,
     stratified_group_split,
@@ -50,7 +58,7 @@ _SPEECH_COMMANDS = {
     "speech_commands_test_set_v0.01": (3081, None),
     "speech_commands_test_set_v0.02": (4890, None),
 }
-_DOWNLOADS = ("esc50", *_SPEECH_COMMANDS)
+_DOWNLOADS = ("esc50", *_SPEECH_COMMANDS, "sst2")
 _RELEASES = ("v0.02", "v0.01", "test_set_v0.02", "test_set_v0.01")  # of Speech Commands, the preferred one first
 _NOISE, _UNKNOWN, _SILENCE = "_background_noise_", "_unknown_", "_silence_"  # folders of Speech Commands
 _POSITIONS = "speech_commands_transformer/silence_positions_v0.02.csv"
@@ -58,7 +66,14 @@ _POSITIONS = "speech_commands_transformer/silence_positions_v0.02.csv"
 # is called.
 _SILENCE_NAMES = "5bce5afdffbfec869e6aeaaa96eacbea6e7aade2c0be51bd4a374f0fcb57c7ea"
 _GUARD = 0.1  # s between the archive's crops and other silence: a whole second would leave 22 s of all noise files
-_DRAWS = 20180409  # seeds which clips are unknown words, the windows of silence, and the folds of silence
+_SST2_ROWS = {"train": 67349, "dev": 872}  # as GLUE publishes them
+_SENTIMENTS = ("negative", "positive")  # the labels 0 and 1 of SST-2
+_WORKBOOKS = ("training.xlsx", "test.xlsx")
+_TEXT_COLUMNS = ("text", "sentence", "review", "comment", "content", "message", "document", "phrase", "tweet")
+_LABEL_COLUMNS = ("label", "sentiment", "class", "category", "polarity", "target")
+_NAME_COLUMNS = ("labelname", "classname", "labeltext")
+_CELL_CHARACTERS = 32767  # Excel's limit
+_DRAWS = 20180409  # seeds which clips are unknown words, the windows and the folds of silence, and test sentences
 
 
 def load_esc50(data_dir: str | os.PathLike = "data", subset: str | None = None, source: str = "auto") -> pd.DataFrame:
@@ -270,20 +285,118 @@ def load_folder(
     return clips
 
 
+def load_sst2(
+    data_dir: str | os.PathLike = "data",
+    n_train: int = 40,
+    n_test: int | None = 200,
+    *,
+    seed: int = 0,
+    source: str = "auto",
+    folder: str | os.PathLike | None = None,
+) -> pd.DataFrame:
+    """Return a few sentences of SST-2 (Socher et al. 2013, in the form of GLUE) as a table, through two spreadsheets.
+
+    `n_train` rows of train.tsv are drawn with `seed`, as many of each class; a smaller draw is the beginning of a
+    larger one. Left out are rows that are there twice, by their words, and rows that share a sentence or phrase with
+    any row of dev.tsv (`find_text_overlap`). The test is drawn from dev.tsv, the same for every seed: `n_test` rows,
+    half of each class, or all of them for None. The demo data have 100, and it says so where more are asked for.
+
+    Both are written to `folder` (None: one for each draw, in data/processed) as training.xlsx and test.xlsx, with the
+    columns sentence, label (0 or 1) and label_name, and read from there. Files that were drawn with the same arguments
+    are read as they are, so that they can be edited; edited ones are never overwritten.
+
+    Columns: text, label (0: negative, 1: positive), class_name, split ("train" or "test"), source (one for each
+    different sentence). `data_dir` holds SST-2, or is it; `source` as in `load_esc50`, the download goes through the
+    package `datasets`. Raises FileNotFoundError or ValueError; LeakError if a test sentence was put into training.
+    """
+    for name, n in (("n_train", n_train), ("n_test", n_test)):
+        if (n is not None or name == "n_train") and (not isinstance(n, int | np.integer) or n < 2 or n % 2):
+            raise ValueError(f"{name}={n!r} must be an even number, half of it for each class: 2 or more.")
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed={seed!r} must be a whole number, 0 or more.")
+    found = _choose_folder(_find_sst2, data_dir, source, "SST-2", "sst2", "SST-2")
+    demo = found is None
+    if demo:
+        from shared_utils.demo_data import make_review_sentences
+
+        why = f"No SST-2 in {data_dir!s}: using" if source == "auto" else "Using"
+        print(
+            f"{why} the built-in demo data (review sentences). The real ones: `{_DOWNLOAD_COMMAND} sst2`, "
+            "or name the folder that holds SST-2."
+        )
+        found = make_review_sentences(resolve_path("data/demo/review_sentences")) / "SST-2"
+    hashes = [_hash_tsv(found / name) for name in ("train.tsv", "dev.tsv")]
+    train, dev = _read_sst2(found, *hashes)
+    if demo and n_test is not None and n_test > len(dev):
+        print(f"The demo data have {len(dev)} test sentences instead of {n_test}.")
+        n_test = len(dev)
+    name = "review sentences" if demo else "SST-2"
+    if folder is None:
+        place = name.lower().replace(" ", "_").replace("-", "")
+        folder = f"data/processed/{place}/{n_train}-{n_test or 'all'}-seed{seed}"
+    folder = resolve_path(folder)
+    arguments = {"data_set": name, "n_train": int(n_train), "n_test": n_test and int(n_test), "seed": int(seed)}
+    arguments["drawn_from"] = hashes
+    tables = {
+        "training.xlsx": lambda: _draw_sentences(train, n_train, seed, found / "train.tsv"),
+        "test.xlsx": lambda: dev if n_test is None else _draw_sentences(dev, n_test, _DRAWS, found / "dev.tsv"),
+    }
+    _write_draw(folder, arguments, tables)
+    parts = []
+    for split, workbook in zip(("train", "test"), _WORKBOOKS, strict=True):
+        part = _read_sentences(folder / workbook)
+        part["class_name"] = [_name_sentiment(*row) for row in part[["class_name", "place"]].to_numpy()]
+        _check_classes(part, folder / workbook)
+        parts.append(part.assign(split=split))
+    sentences = _finish_sentences(pd.concat(parts, ignore_index=True), ["split"])
+    texts = [sentences["text"][sentences["split"] == split].tolist() for split in ("train", "test")]
+    overlap = find_text_overlap(*texts)
+    if len(overlap):
+        raise LeakError(
+            f"{overlap['test_row'].nunique()} sentences of {folder / 'test.xlsx'} share a sentence or phrase with "
+            f"training.xlsx, first {_shorten(overlap['test_text'][0])}; take them out of one of the two files.",
+            overlap,
+        )
+    sentences.attrs = {"data_set": name, "demo": demo}
+    return sentences
+
+
+def load_sentences(path: str | os.PathLike, text: str | None = None, label: str | None = None) -> pd.DataFrame:
+    """Return your own sentences, the rows of an .xlsx (first sheet) or .csv file, as a table.
+
+    The first row names the columns. `text` and `label` name those with the sentences and their classes; None finds
+    text, sentence, review, ... and label, sentiment, class, ... Labels are words or numbers, whose capitals do not
+    matter; a column label_name or class_name beside them names the classes. Blank rows are left out, and it says so.
+
+    Columns: text, label (alphabetical), class_name, source (one for each different sentence). Raises FileNotFoundError
+    or ValueError for a file that is no such table, a row without text or label, and one class only.
+    """
+    path = resolve_path(path)
+    sentences = _read_sentences(path, text, label)
+    _check_classes(sentences, path)
+    sentences = _finish_sentences(sentences)
+    sentences.attrs = {"data_set": path.stem, "demo": False}
+    return sentences
+
+
 def download(name: str, data_dir: str | os.PathLike = "data") -> Path:
     """Fetch a data set from its publisher into `data_dir` and return its folder.
 
     "esc50": 600 MB, CC BY-NC 3.0. "speech_commands_v0.02" and "..._v0.01": 2.4 and 1.5 GB, their test archives
-    "speech_commands_test_set_v0.02" and "..._v0.01": 0.1 GB each, CC BY 4.0.
+    "speech_commands_test_set_v0.02" and "..._v0.01": 0.1 GB each, CC BY 4.0. "sst2": 7 MB, through the package
+    `datasets`, for research.
 
     An interrupted download goes on where it stopped. The folder appears under its name only when it is unpacked and
     verified. ESC-50: 2,000 clips, 40 a class, five folds of 400, every file opens. Speech Commands: the checksum that
     torchaudio uses, the number of clips, the lists and the speaker-hash rule; for a test archive, which has no
-    published checksum, the number of clips. Raises ConnectionError, OSError, ValueError.
+    published checksum, the number of clips. SST-2: the number of rows, and their labels. Raises ConnectionError,
+    OSError, ValueError.
     """
     if name not in _DOWNLOADS:
         raise ValueError(f"There is no download called {name!r}; there is: {', '.join(_DOWNLOADS)}.")
     data_dir = resolve_path(data_dir)
+    if name == "sst2":
+        return _download_sst2(data_dir)
     folder = (
         _find_esc50(data_dir) if name == "esc50" else _find_speech_commands(data_dir, name[len("speech_commands_") :])
     )
@@ -808,6 +921,320 @@ def _set_folds(clips: pd.DataFrame, folder: Path) -> pd.DataFrame:
     return clips
 
 
+def _find_sst2(data_dir: str | os.PathLike) -> Path | None:
+    data_dir = resolve_path(data_dir)
+    if data_dir.name == "SST-2" or (data_dir / "train.tsv").is_file():
+        return data_dir if data_dir.is_dir() else None
+    return data_dir / "SST-2" if (data_dir / "SST-2").is_dir() else None
+
+
+def _hash_tsv(file: Path) -> str:
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"The table {file} is missing; put the publisher's file there, "
+            f"or remove {file.parent} and run `{_DOWNLOAD_COMMAND} sst2`."
+        )
+    return _hash_file(file)
+
+
+def _hash_file(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@functools.lru_cache(maxsize=2)  # many seeds draw from the same tables, which take a second to compare
+def _read_sst2(folder: Path, *hashes: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return what can be drawn of train.tsv, and all of dev.tsv: text, class_name. They are kept: do not change them.
+
+    `hashes` are of the two files, so that changed ones are read again.
+    """
+    train, dev = _read_tsv(folder / "train.tsv"), _read_tsv(folder / "dev.tsv")
+    overlap = find_text_overlap(train["text"], dev["text"])
+    words = train["text"].map(normalise_text)
+    both = train.groupby(words)["class_name"].transform("nunique") > 1
+    keep = ~(words.duplicated() | both)
+    keep[overlap["train_row"]] = False
+    return train[keep].reset_index(drop=True), dev
+
+
+def _read_tsv(file: Path) -> pd.DataFrame:
+    """Return text and class_name of a table of GLUE, whose quotation marks mean nothing."""
+    try:
+        table = pd.read_csv(file, sep="\t", quoting=csv.QUOTE_NONE, dtype=str, keep_default_na=False, encoding="utf-8")
+    except ValueError as error:
+        raise ValueError(f"{file} is not a table of tab-separated values: {error}.") from error
+    if not {"sentence", "label"} <= set(table):
+        raise ValueError(f"{file} needs the columns sentence and label; it has {', '.join(map(str, table.columns))}.")
+    texts = table["sentence"].str.strip()
+    wrong = table.index[(texts == "") | ~table["label"].isin(["0", "1"])]
+    if len(wrong):
+        row = table.loc[wrong[0]]
+        raise ValueError(
+            f"{file}, line {wrong[0] + 2}: a sentence and the label 0 or 1 are needed, not "
+            f"{row['sentence']!r} and {row['label']!r}; fetch the file again."
+        )
+    return pd.DataFrame({"text": texts, "class_name": [_SENTIMENTS[int(label)] for label in table["label"]]})
+
+
+def _draw_sentences(table: pd.DataFrame, n: int, seed: int, file: Path) -> pd.DataFrame:
+    """Draw `n` rows, the classes taking turns."""
+    rows = []
+    for k, name in enumerate(_SENTIMENTS):
+        of_class = np.flatnonzero(table["class_name"] == name)
+        if len(of_class) < n // 2:
+            raise ValueError(
+                f"{file} has {len(of_class):,} {name} sentences to draw from, fewer than half of {n:,}; ask for less."
+            )
+        rows.append(np.random.default_rng([int(seed), k]).permutation(of_class)[: n // 2])
+    return table.iloc[np.stack(rows, axis=1).ravel()]
+
+
+def _write_draw(folder: Path, arguments: dict, tables: dict) -> None:
+    """Write the workbooks that are not there yet, and replace untouched ones that were drawn with other arguments.
+
+    made_for.json beside them says what they were drawn with, and by their SHA-256 whether they are untouched.
+    """
+    note = folder / "made_for.json"
+    try:
+        made_for = json.loads(note.read_text("utf-8"))
+        same, written = made_for["arguments"] == arguments, dict(made_for["sha256"])
+    except (OSError, ValueError, LookupError, TypeError):
+        same, written = False, {}
+    there = [folder / name for name in tables if (folder / name).exists()]
+    edited = [file for file in there if not file.is_file() or _hash_file(file) != written.get(file.name)]
+    if edited and not same:
+        raise ValueError(
+            f"{edited[0]} was edited, or is not of load_sst2 with these arguments, and is not overwritten; "
+            "move it, give another `folder`, or read it with load_sentences."
+        )
+    if edited:
+        print(f"Edited by hand, and read as it is: {', '.join(str(file) for file in edited)}.")
+    missing = [name for name in tables if not (same and folder / name in there)]
+    if not missing:
+        return
+    try:
+        with contextlib.ExitStack() as stack:
+            for name in missing:
+                temporary = stack.enter_context(write_whole(folder / name))
+                _write_workbook(temporary, tables[name](), folder / name)
+                written[name] = _hash_file(temporary)
+            for name in missing:  # gone before the note changes: an interruption leaves no file under a wrong note
+                (folder / name).unlink(missing_ok=True)
+            with write_whole(note) as temporary:
+                temporary.write_text(json.dumps({"arguments": arguments, "sha256": written}, indent=1), "utf-8")
+    except OSError as error:
+        raise OSError(
+            f"The sentences cannot be written to {folder}: {error.strerror or error}; "
+            "close the files in the spreadsheet, or give another `folder`."
+        ) from error
+
+
+def _write_workbook(path: Path, table: pd.DataFrame, final: Path) -> None:
+    """Write sentences so that the spreadsheet shows each of them as text, whatever it begins with."""
+    from openpyxl import Workbook
+    from openpyxl.utils.exceptions import IllegalCharacterError
+
+    book = Workbook()
+    sheet = book.active
+    sheet.title = "sentences"
+    sheet.append(["sentence", "label", "label_name"])
+    sheet.column_dimensions["A"].width = 100
+    sheet.column_dimensions["A"].number_format = "@"  # text, in rows that a user adds as well
+    for row, (text, name) in enumerate(table[["text", "class_name"]].to_numpy(), start=2):
+        if len(text) > _CELL_CHARACTERS:
+            raise ValueError(
+                f"{final} cannot hold the sentence {_shorten(text)}: it has {len(text):,} characters, and a cell "
+                f"takes {_CELL_CHARACTERS:,}; shorten it, or take it out."
+            )
+        cell = sheet.cell(row, 1)
+        cell.number_format = "@"
+        try:
+            cell.value = text
+        except IllegalCharacterError as error:
+            raise ValueError(
+                f"{final} cannot hold the sentence {_shorten(text)}: it contains a control character; take it out."
+            ) from error
+        cell.data_type = "s"  # a text that begins with "=" would become a formula
+        sheet.cell(row, 2, _SENTIMENTS.index(name))
+        sheet.cell(row, 3, name)
+    book.save(path)
+
+
+def _name_sentiment(label: str, place: str) -> str:
+    name = {"0": "negative", "1": "positive"}.get(label, label.lower())
+    if name not in _SENTIMENTS:
+        raise ValueError(
+            f"{place}: the label must be 0 or negative, 1 or positive, not {label!r}; read other classes with "
+            "load_sentences."
+        )
+    return name
+
+
+def _read_sentences(path: Path, text: str | None = None, label: str | None = None) -> pd.DataFrame:
+    """Return text, class_name, and place (file, sheet and row, for messages) of every row that is not blank."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; give an .xlsx or .csv file with a text and a label a row.")
+    kind = path.suffix.lower()
+    if kind not in (".xlsx", ".csv") or not path.is_file():
+        raise ValueError(f"{path} is neither an .xlsx nor a .csv file; save the table as one of them.")
+    try:
+        where, rows = _read_workbook(path) if kind == ".xlsx" else _read_delimited(path)
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be opened ({error.strerror or error}); if another program has locked it, close it there."
+        ) from error
+    used = [k for k, (_, cells) in enumerate(rows) if any(cells)]
+    if not used:
+        raise ValueError(f"{where} is empty; its first row must name the columns, such as text and label.")
+    (_, header), *rows = rows[used[0] : used[-1] + 1]
+    columns = _find_columns(header, text, label, where)
+    rows = [
+        (f"{where}, row {number}", *(cells[k] if k is not None and k < len(cells) else "" for k in columns))
+        for number, cells in rows
+    ]
+    table = pd.DataFrame(rows, columns=["place", "text", "label", "name"], dtype=str)
+    blank = (table["text"] == "") & (table["label"] == "") & (table["name"] == "")
+    n_blank = int(blank.sum())
+    if n_blank:
+        print(f"Left out {n_blank} blank row{'s' * (n_blank > 1)} of {path.name}.")
+    table = table[~blank].reset_index(drop=True)
+    if len(table) == 0:
+        raise ValueError(f"{where} names its columns and holds no sentences; add some below.")
+    for row in table.itertuples():
+        if row.text == "":
+            raise ValueError(f"{row.place}: the label {row.label or row.name!r} has no text; add it, or clear the row.")
+        if row.label == "" and row.name == "":
+            raise ValueError(f"{row.place}: {_shorten(row.text)} has no label; add it, or clear the row.")
+    table["class_name"] = _name_classes(table)
+    return table[["text", "class_name", "place"]]
+
+
+def _find_columns(header: list[str], text: str | None, label: str | None, where: str) -> tuple:
+    """Return the places of the texts, the labels and the names of the labels; None where there are no names."""
+    there = ", ".join(cell for cell in header if cell) or "none"
+
+    def find(named: str | None, known: tuple[str, ...], what: str) -> int | None:
+        if named is None:
+            found = [k for k, cell in enumerate(header) if re.sub(r"[\W_]+", "", cell.casefold()) in known]
+        else:
+            found = [k for k, cell in enumerate(header) if cell.casefold() == named.strip().casefold()]
+        if len(found) > 1:
+            both = " and ".join(repr(header[k]) for k in found[:2])
+            raise ValueError(
+                f"{where} has two columns that could be the {what}, {both}; rename one, or name the right one: "
+                f"load_sentences(..., {what}='...')."
+            )
+        if named is not None and not found:
+            raise ValueError(f"{where} has no column {named!r}; its first row names {there}.")
+        return found[0] if found else None
+
+    text_column = find(text, _TEXT_COLUMNS, "text")
+    label_column = find(label, _LABEL_COLUMNS, "label")
+    name_column = find(None, _NAME_COLUMNS, "label") if label is None else None
+    if label_column is None:
+        label_column, name_column = name_column, None
+    for what, column in (("text", text_column), ("label", label_column)):
+        if column is None:
+            raise ValueError(
+                f"{where} has no column of {what}s; its first row names {there}. Call one {what!r}, or name it: "
+                f"load_sentences(..., {what}='...')."
+            )
+    if text_column == label_column:
+        raise ValueError(f"{where}: text and label are both the column {header[text_column]!r}; name two columns.")
+    return text_column, label_column, name_column
+
+
+def _name_classes(table: pd.DataFrame) -> list[str]:
+    """Return the class of each row: the name that stands beside its label in this row or another one, or its label."""
+    names, spelled = {}, {}
+    labels = table["label"].str.replace(r"^([+-]?\d+)\.0+$", r"\1", regex=True).str.casefold()
+    rows = list(zip(labels, table["name"].str.casefold(), table.itertuples(), strict=True))
+    for label, name, row in rows:
+        if label and name:
+            first, place = names.setdefault(label, (name, row.place))
+            if first != name:
+                raise ValueError(
+                    f"{row.place}: the label {row.label} is called {row.name!r}, but {first!r} in "
+                    f"{place.rsplit(', ', 1)[1]}; correct one of them."
+                )
+        spelled.setdefault(label, row.label)
+        spelled.setdefault(name, row.name)
+    keys = [names[label][0] if label in names else label or name for label, name, _ in rows]
+    return [spelled[key] for key in keys]
+
+
+def _read_workbook(path: Path) -> tuple[str, list[tuple[int, list[str]]]]:
+    """Return the name of the first sheet, and its rows: number, cells as text."""
+    from openpyxl import load_workbook
+
+    with open(path, "rb") as file:
+        if file.read(4) == b"\xd0\xcf\x11\xe0":
+            raise ValueError(
+                f"{path} is locked with a password, or an old .xls under another name; "
+                "save it as .xlsx without a password."
+            )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about decorations of the sheet, which are not read
+            with contextlib.closing(load_workbook(path, read_only=True, data_only=True)) as book:
+                sheet = book.worksheets[0]
+                sheet.reset_dimensions()  # what some programs write there is wrong
+                rows = enumerate(sheet.iter_rows(values_only=True), start=1)
+                rows = [(number, [_read_cell(cell) for cell in cells]) for number, cells in rows]
+                return f"{path}, sheet {sheet.title!r}", rows
+    except PermissionError:
+        raise
+    except Exception as error:  # the archive, its XML and openpyxl's classes all complain in ways of their own
+        raise ValueError(
+            f"{path} is damaged, or no .xlsx file at all ({type(error).__name__}); save the table again as .xlsx."
+        ) from error
+
+
+def _read_cell(value: object) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return "" if value is None else str(value).strip()
+
+
+def _read_delimited(path: Path) -> tuple[str, list[tuple[int, list[str]]]]:
+    """Return the file's name and its rows: number of the line, cells. Commas, semicolons or tabs part the cells."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8; save it as 'CSV UTF-8', or as .xlsx.") from error
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    delimiter = max(",;\t", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows, number = [], 1
+    try:
+        for cells in reader:
+            rows.append((number, [cell.strip() for cell in cells]))
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, row {number}: this is no table of comma-separated values ({error}); "
+            "put texts with quotation marks into quotation marks, and double those inside."
+        ) from error
+    width = next((len(cells) for _, cells in rows if any(cells)), 0)
+    for number, cells in rows:
+        if any(cells[width:]):
+            raise ValueError(
+                f"{path}, row {number}: {len(cells)} values for {width} columns; "
+                f"put texts that contain {delimiter!r} into quotation marks."
+            )
+    return str(path), rows
+
+
+def _finish_sentences(sentences: pd.DataFrame, more: Iterable[str] = ()) -> pd.DataFrame:
+    """Add label and source, and leave out what was for messages only."""
+    sentences = _add_labels(sentences[["text", "class_name", *more]].copy())
+    sources = pd.factorize(sentences["text"].map(normalise_text))[0]
+    return sentences.assign(source=[f"sentence {k + 1}" for k in sources])
+
+
+def _shorten(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
 def _find_audio(folder: Path, filenames: pd.Series, csv: Path) -> list[str]:
     """Find each file by its stem, whatever its format, with one listing of the folder."""
     if not folder.is_dir():
@@ -974,6 +1401,39 @@ def _install(url: str, folder: Path, archive: Path, is_whole, unpack, verify, sp
             ) from error
         os.replace(Path(temporary) / folder.name, folder)
     archive.unlink()
+
+
+def _download_sst2(data_dir: Path) -> Path:
+    folder = _find_sst2(data_dir) or data_dir / "SST-2"
+    if folder.is_dir():
+        print(f"{folder} is already there; remove or rename it to download it again.")
+        return folder
+    from datasets import load_dataset
+
+    try:
+        parts = load_dataset("nyu-mll/glue", "sst2")
+    except Exception as error:  # datasets, the hub and the network below them each have errors of their own
+        raise ConnectionError(
+            f"SST-2 cannot be fetched ({error}); run it again, or put train.tsv and dev.tsv of GLUE's SST-2.zip "
+            f"into {folder}."
+        ) from error
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".SST-2-", dir=data_dir) as temporary:
+        new = Path(temporary) / "SST-2"
+        new.mkdir()
+        for name, part in (("train", "train"), ("dev", "validation")):
+            rows = zip(parts[part]["sentence"], parts[part]["label"], strict=True)
+            lines = [f"{text}\t{label}\n" for text, label in rows]
+            (new / f"{name}.tsv").write_text("".join(["sentence\tlabel\n", *lines]), "utf-8", newline="\n")
+            n_rows = len(_read_tsv(new / f"{name}.tsv"))
+            if n_rows != _SST2_ROWS[name]:
+                raise ValueError(
+                    f"What was fetched as SST-2 has {n_rows:,} rows in {part}, not {_SST2_ROWS[name]:,}; "
+                    "it was not kept. Fetch GLUE's SST-2.zip instead."
+                )
+        os.replace(new, folder)
+    print(f"{folder}: {' and '.join(f'{n:,}' for n in _SST2_ROWS.values())} rows, verified.")
+    return folder
 
 
 def _fetch(url: str, archive: Path) -> None:

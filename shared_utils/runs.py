@@ -527,9 +527,10 @@ def track_curves(tracker: str, project: str, curves: dict[str, pd.DataFrame], se
         errors |= dict.fromkeys(curves, _first_line(error))
     if errors:
         name, reason = next(iter(errors.items()))
+        reason = (reason.splitlines() or ["no reason given"])[0].rstrip(".")
         print(
-            f"{tracker} has not taken {len(errors)} of {len(curves)} curves, first {name}: "
-            f"{reason.splitlines()[0].rstrip('.')}. The training and its history are not touched by that."
+            f"{tracker} has not taken {len(errors)} of {len(curves)} curves, first {name}: {reason}. The training and "
+            "its history are not touched by that."
         )
     return folder if len(errors) < len(curves) else None
 

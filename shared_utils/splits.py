@@ -1,8 +1,10 @@
-"""Which clips train, validate and test: official folds, grouped splits, and the audit that finds leaks."""
+"""Which clips train, validate and test: official folds, grouped splits, and the checks that find leaks."""
 
 import hashlib
 import os
-from collections.abc import Iterable
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,9 @@ from shared_utils.audio import read_audio
 
 SIDES = ("train", "val", "test")
 COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")  # known words of Speech Commands
+_LEAST_WORDS = 3  # "bad" inside a long sentence gives nothing away
+_WORD = re.compile(r"[^\W_]+")
+_GAP_IN_WORD = re.compile(r"\s+(?=n['’]t\b|['’](?:s|re|ve|ll|d|m)\b)")  # SST-2 writes "did n't" and "it 's"
 _TICKS = 10_000_000  # a second in whole numbers: exact for 16 kHz, and rounding cannot make two windows overlap
 
 
@@ -373,3 +378,57 @@ def _hash_waveform(waveform: np.ndarray) -> str | None:
 
 def _join(values) -> str:
     return ", ".join(str(value) for value in values)
+
+
+def find_text_overlap(train_texts: Sequence[str], test_texts: Sequence[str]) -> pd.DataFrame:
+    """Return the pairs of a training and a test sentence that are equal, or of which one lies inside the other.
+
+    Only words count (`normalise_text`). Equal sentences are found at any length; one lies inside another where all of
+    its words, three or more, follow each other there. Columns: overlap ("equal", "test in train" or "train in test"),
+    train_row and test_row (places in the two sequences), train_text, test_text; in the order of the test sentences.
+    """
+    train_texts, test_texts = list(train_texts), list(test_texts)
+    train = [normalise_text(text).split(" ") for text in train_texts]
+    test = [normalise_text(text).split(" ") for text in test_texts]
+    rows_of = {}
+    for row, words in enumerate(train):
+        rows_of.setdefault(tuple(words), []).append(row)
+    pairs = {(row, place): "equal" for place, words in enumerate(test) for row in rows_of.get(tuple(words), ())}
+    for place, row in _find_contained(test, train):
+        pairs.setdefault((row, place), "test in train")
+    for row, place in _find_contained(train, test):
+        pairs.setdefault((row, place), "train in test")
+    order = sorted(pairs, key=lambda pair: pair[::-1])
+    return pd.DataFrame(
+        {
+            "overlap": pd.Series([pairs[pair] for pair in order], dtype=str),
+            "train_row": np.array([row for row, _ in order], dtype=np.int64),
+            "test_row": np.array([place for _, place in order], dtype=np.int64),
+            "train_text": pd.Series([train_texts[row] for row, _ in order], dtype=str),
+            "test_text": pd.Series([test_texts[place] for _, place in order], dtype=str),
+        }
+    )
+
+
+def normalise_text(text: str) -> str:
+    """Return the words of a sentence in lower case, one space apart, without punctuation and apostrophes.
+
+    "It's", "it 's" and "its" are the same word, and so are "didn't" and "did n't". A text without letters and digits,
+    such as an emoji, stays as it is but for its spaces.
+    """
+    text = unicodedata.normalize("NFKC", text).casefold()
+    words = _WORD.findall(_GAP_IN_WORD.sub("", text).replace("'", "").replace("’", ""))
+    return " ".join(words or ["".join(text.split())])
+
+
+def _find_contained(parts: list[list[str]], wholes: list[list[str]]) -> Iterable[tuple[int, int]]:
+    """Yield (part, whole) for every part that stands inside a whole; what it begins with finds it without a search."""
+    beginning = {}
+    for row, words in enumerate(parts):
+        if len(words) >= _LEAST_WORDS:
+            beginning.setdefault(tuple(words[:_LEAST_WORDS]), []).append(row)
+    for place, whole in enumerate(wholes):
+        for first, start in enumerate(zip(*(whole[k:] for k in range(_LEAST_WORDS)), strict=False)):
+            for row in beginning.get(start, ()):
+                if whole[first : first + len(parts[row])] == parts[row]:
+                    yield row, place

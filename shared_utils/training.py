@@ -1,7 +1,9 @@
 """Train, evaluate and cross-validate a classifier: one plain loop, batched, exact to repeat and to resume.
 
 A data set here is anything with `__len__` and `__getitems__(indices) -> (inputs, targets)`, such as
-`datasets.ArrayDataset`: one indexing operation gathers a whole batch. The model maps inputs to logits.
+`datasets.ArrayDataset`: one indexing operation gathers a whole batch. The model maps inputs to logits. Inputs are a
+tensor, or a dict of tensors such as the tokens and mask of sentences. A data set that has `lengths` (n,), the length of
+each of its inputs, is cut into batches of similar length: padding costs as much as what it pads.
 """
 
 import copy
@@ -37,6 +39,7 @@ from shared_utils.splits import check_fold_classes, split_by_fold
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("none", "step", "cosine", "onecycle")
 AS_IS = (lambda inputs: inputs,)  # one view: the inputs themselves
+_SORTED_TOGETHER = 16  # batches
 
 
 def learning_rate(
@@ -72,19 +75,30 @@ def learning_rate(
     return lr * 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))
 
 
-def make_optimizer(model: nn.Module, name: str, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module,
+    name: str,
+    lr: float,
+    weight_decay: float,
+    lr_scale: Callable[[str], float] | None = None,
+) -> torch.optim.Optimizer:
     """Return Adam, AdamW or SGD (Nesterov momentum 0.9) over the trainable parameters of `model`.
 
-    Biases, norms and other vectors are not decayed: shrinking a LayerNorm's gain is no regularisation.
+    Biases, norms and other vectors are not decayed: shrinking a LayerNorm's gain is no regularisation. `lr_scale` maps
+    a parameter's name to the factor on its learning rate, which stands in its group as "lr_scale".
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trainable:
+    members: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for path, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            scale = 1.0 if lr_scale is None else float(lr_scale(path))
+            members.setdefault((scale, parameter.ndim <= 1), []).append(parameter)
+    if not members:
         raise ValueError("The model has no trainable parameter; set requires_grad on those that shall learn.")
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    groups = []
+    for scale, is_vector in sorted(members):
+        decay = 0.0 if is_vector else weight_decay
+        group = {"params": members[scale, is_vector], "weight_decay": decay, "lr": lr * scale, "lr_scale": scale}
+        groups.append(group)
     if name == "adam":
         return torch.optim.Adam(groups, lr=lr)
     if name == "adamw":
@@ -104,6 +118,7 @@ def fit(
     optimizer: str = "adamw",
     lr: float = 1e-3,
     weight_decay: float = 0.05,
+    lr_scale: Callable[[str], float] | None = None,
     schedule: str = "cosine",
     warmup: float = 0.1,
     step_size: int = 10,
@@ -132,7 +147,7 @@ def fit(
     Args:
         train, val: data sets (see the module's docstring); targets are class indices.
         epochs, batch_size: passes over `train`, clips a step. A last batch of one clip joins the batch before it.
-        optimizer, lr, weight_decay: see `make_optimizer`. schedule, warmup, step_size: see `learning_rate`.
+        optimizer, lr, weight_decay, lr_scale: see `make_optimizer`. schedule, warmup, step_size: see `learning_rate`.
         label_smoothing: share of the target spread over all classes (Szegedy et al. 2016).
         max_grad_norm: gradients are scaled down to this norm; None leaves them alone.
         augment: module applied to training inputs on the device, never in evaluation.
@@ -179,9 +194,9 @@ def fit(
 
     if mix is not None:
         n_classes = _count_classes(model, train, device, views[0])
-    optimizer_ = make_optimizer(model, optimizer, lr, weight_decay)
+    optimizer_ = make_optimizer(model, optimizer, lr, weight_decay, lr_scale)
     averaged = copy.deepcopy(model) if ema_decay else None
-    steps_per_epoch = len(_batches(len(train), batch_size))
+    steps_per_epoch = len(_batches(train, batch_size))
     n_steps = steps_per_epoch * epochs
     state = {"epoch": 0, "rows": [], "best": None, "best_epoch": 0, "stale": 0}
     best_weights = None
@@ -190,7 +205,7 @@ def fit(
         "schedule": schedule, "warmup": warmup, "step_size": step_size, "label_smoothing": label_smoothing,
         "max_grad_norm": max_grad_norm, "mixup_alpha": mixup_alpha, "ema_decay": ema_decay, "monitor": monitor,
         "patience": patience, "evaluate_every": evaluate_every, "augment": str(augment), "n_train": len(train),
-        "mix": None if mixup_alpha else _describe(mix),
+        "mix": None if mixup_alpha else _describe(mix), "lr_scale": _describe(lr_scale),
     }  # fmt: skip
     if resume_from is not None:
         state, best_weights = _load_checkpoint(resume_from, model, averaged, optimizer_, arguments, device)
@@ -205,11 +220,11 @@ def fit(
             model.train()
             losses = torch.zeros(steps_per_epoch, device=device)
             n_correct = torch.zeros((), device=device)
-            for i, indices in enumerate(_batches(len(train), batch_size, shuffle=True)):
+            for i, indices in enumerate(_batches(train, batch_size, shuffle=True)):
                 step = (epoch - 1) * steps_per_epoch + i
                 step_lr = learning_rate(schedule, step, n_steps, lr, warmup, step_size, steps_per_epoch)
                 for group in optimizer_.param_groups:
-                    group["lr"] = step_lr
+                    group["lr"] = step_lr * group["lr_scale"]
                 inputs, targets = _to(train.__getitems__(indices), device)
                 if augment is not None:
                     inputs = augment(inputs)
@@ -298,8 +313,8 @@ def evaluate(
     """Return targets (n,), probabilities (n, classes), loss (mean cross-entropy) and accuracy of `model` on `dataset`.
 
     `views` are functions from inputs to inputs, such as shifts in time or the windows of a clip; the probabilities are
-    averaged over them. `view_accuracy` is that of a single view: its mean over the views. The model is put in
-    evaluation mode, so dropout and augmentation are off, and left as it was.
+    averaged over them. `view_correct` (n,) is the share of views that are right alone, `view_accuracy` its mean. The
+    model is put in evaluation mode, so dropout and augmentation are off, and left as it was.
     """
     device = pick_device(device)
     if not isinstance(precision, torch.dtype):
@@ -308,22 +323,27 @@ def evaluate(
         raise ValueError("There is no clip to evaluate: the data set is empty.")
     was_training = model.training
     model.to(device).eval()
-    all_targets, all_probabilities, n_correct = [], [], torch.zeros((), device=device)
-    for indices in torch.arange(len(dataset)).split(batch_size):
+    all_targets, all_probabilities, view_correct = [], [], []
+    lengths = _lengths(dataset)
+    order = torch.arange(len(dataset)) if lengths is None else lengths.argsort(stable=True)
+    for indices in order.split(batch_size):
         inputs, targets = _to(dataset.__getitems__(indices), device)
         with autocast(device, precision):
             logits = torch.stack([model(view(inputs)).float() for view in views])  # (views, batch, classes)
-        n_correct += (logits.argmax(2) == targets).sum()
+        view_correct.append((logits.argmax(2) == targets).float().mean(0))
         all_probabilities.append(logits.softmax(2).mean(0))
         all_targets.append(targets)
     model.train(was_training)
-    targets, probabilities = torch.cat(all_targets), torch.cat(all_probabilities)
+    back = order.argsort().to(device)
+    targets, probabilities = torch.cat(all_targets)[back], torch.cat(all_probabilities)[back]
+    view_correct = torch.cat(view_correct)[back]
     return {
         "targets": targets.cpu().numpy(),
         "probabilities": probabilities.cpu().numpy(),
         "loss": F.nll_loss(probabilities.clamp_min(1e-12).log(), targets).item(),
         "accuracy": (probabilities.argmax(1) == targets).float().mean().item(),
-        "view_accuracy": n_correct.item() / len(views) / len(dataset),
+        "view_correct": view_correct.cpu().numpy(),
+        "view_accuracy": view_correct.mean().item(),
     }
 
 
@@ -354,7 +374,7 @@ def cross_validate(
             before the mean over `views`), best_test_accuracy (of the epoch that is best on the test fold, which is what
             many papers print; for comparison with those only) and seconds.
         predictions: DataFrame, one row a seed and test clip: seed, fold, clip (row of `clips`), target, predicted,
-            correct, p0, p1, ... (probability a class).
+            correct, view_correct (share of the views), p0, p1, ... (probability a class).
         histories: (seed, fold) -> history of `fit`. model: the first trained model.
     Ctrl-C ends it with the rounds so far, the last with its best weights so far; before there are any, it is raised.
     Raises ValueError, before anything is trained, where a round's training, validation or test clips lack a class.
@@ -391,7 +411,7 @@ def cross_validate(
         predicted = result["probabilities"].argmax(1)
         predictions.append(pd.DataFrame({
             "seed": seed, "fold": int(fold), "clip": test, "target": result["targets"], "predicted": predicted,
-            "correct": predicted == result["targets"],
+            "correct": predicted == result["targets"], "view_correct": result["view_correct"],
             **{f"p{label}": column for label, column in enumerate(result["probabilities"].T)},
         }))  # fmt: skip
         if history.attrs["interrupted"]:
@@ -457,19 +477,40 @@ def count_multiply_adds(model: nn.Module, inputs: torch.Tensor) -> int:
     return total
 
 
-def _batches(n: int, batch_size: int, shuffle: bool = False) -> list[torch.Tensor]:
-    """Split 0 .. n-1 into batches; a last batch of one joins the one before (BatchNorm cannot train on one)."""
+def _batches(dataset, batch_size: int, shuffle: bool = False) -> list[torch.Tensor]:
+    """Split the rows of a data set into batches; a last batch of one joins its neighbour: BatchNorm cannot train on it.
+
+    With lengths, some batches' worth of shuffled rows at a time are sorted by them, and the batches shuffled again.
+    """
+    n = len(dataset)
     order = torch.randperm(n) if shuffle else torch.arange(n)
+    lengths = _lengths(dataset) if shuffle else None
+    if lengths is not None:
+        # four buffers at least: sorted all at once, a small data set would give the same batches every epoch
+        buffer = batch_size * max(1, min(_SORTED_TOGETHER, n // (4 * batch_size)))
+        order = torch.cat([rows[lengths[rows].argsort(stable=True)] for rows in order.split(buffer)])
     batches = list(order.split(batch_size))
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
+    return batches if lengths is None else [batches[i] for i in torch.randperm(len(batches))]
+
+
+def _lengths(dataset) -> torch.Tensor | None:
+    """Return the length of each input (n,) on the CPU, None where the data set does not say; a Subset passes it on."""
+    if isinstance(dataset, Subset):
+        lengths = _lengths(dataset.dataset)
+        return None if lengths is None else lengths[torch.as_tensor(dataset.indices)]
+    lengths = getattr(dataset, "lengths", None)
+    return None if lengths is None else torch.as_tensor(lengths).cpu()
 
 
 @torch.no_grad()
 def _count_classes(model: nn.Module, dataset, device: torch.device, view: Callable) -> int:
     """Ask the model itself, as `evaluate` does: the data set may lack a class."""
-    return model.eval()(view(_to(dataset.__getitems__(torch.arange(2)), device)[0])).shape[1]
+    inputs = view(_to(dataset.__getitems__(torch.arange(2)), device)[0])
+    if isinstance(inputs, dict):
+        raise ValueError("Sentences cannot be blended as sounds can: leave mixup_alpha at 0 and mix at None.")
+    return model.eval()(inputs).shape[1]
 
 
 def _describe(function: Callable | None) -> str | None:
@@ -480,11 +521,18 @@ def _describe(function: Callable | None) -> str | None:
         return f"{_describe(function.func)}({', '.join(fixed)})"
     if function is None or isinstance(function, nn.Module):
         return None if function is None else str(function)
-    return getattr(function, "__qualname__", type(function).__name__)
+    name = getattr(function, "__qualname__", type(function).__name__)
+    code = getattr(function, "__code__", None)
+    return f"{name}, line {code.co_firstlineno}" if code and "<lambda>" in name else name  # all lambdas share a name
 
 
-def _to(batch: tuple, device: torch.device) -> tuple:
-    return tuple(tensor.to(device, non_blocking=True) for tensor in batch)
+def _to(batch, device: torch.device):
+    """Move a tensor, or all those in a dict or tuple."""
+    if isinstance(batch, dict):
+        return {name: _to(value, device) for name, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return tuple(_to(value, device) for value in batch)
+    return batch.to(device, non_blocking=True)
 
 
 def _on_device(dataset, device: torch.device):

@@ -28,12 +28,20 @@ SMALL = {
     },
     "gru_baselines": {"EPOCHS": 1, "EPOCHS_2D": 0},
     "data_and_features": {"EPOCHS": 2},
+    "cnn1d_scratch_transformer": {  # three windows a clip
+        "SECONDS": 1.5, "WINDOW_SECONDS": 0.25, "HOP_SECONDS": 0.5, "HEADS": [1, 2], "D_MODEL": 16, "N_LAYERS": 1,
+        "REFERENCE_D_MODEL": 20, "PROBE_D_MODEL": 20, "PROBE_STEPS": 2, "PROBE_CLIPS": 4, "VAL_FOLDS": [3],
+        "EPOCHS_CNN": 1, "EPOCHS_HEADS": 1, "EPOCHS_BEST": 1, "BATCH_SIZE": 40,
+    },
 }  # fmt: skip
 SMALL_RERUN = {
     "audio_transformer_pipeline": {"EPOCHS": 2, "N_SEEDS_OTHER": 0, "DEVICE": "cpu"},
     "cnn_transformer": SMALL["cnn_transformer"] | {"DEVICE": "cpu"},
     "gru_baselines": SMALL["gru_baselines"] | {"N_SEEDS": 1, "DEVICE": "cpu"},
     "data_and_features": {"EPOCHS": 2, "DEVICE": "cpu"},
+    "cnn1d_scratch_transformer": SMALL["cnn1d_scratch_transformer"]
+    | {"SECONDS": 0.5, "WINDOW_SECONDS": 0.1, "HOP_SECONDS": 0.2, "HEADS": [2], "REFERENCE_EPOCHS": 0, "VAL_FOLDS": []}
+    | {"PROBE_CLIPS": 2, "DEVICE": "cpu"},
 }
 
 FORBIDDEN = {

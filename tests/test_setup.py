@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = [
-    "device", "audio", "spectrograms", "splits", "demo_data", "datasets", "metrics", "training",
+    "device", "audio", "spectrograms", "splits", "demo_sentences", "demo_data", "datasets", "metrics", "training",
     "plotting", "runs", "finetuning", "dendrites", "notebooks",
 ]
 HEAVY = ["librosa", "sklearn", "transformers", "datasets", "peft", "matplotlib", "IPython", "papermill", "pptx"]
@@ -31,7 +31,8 @@ def read_pins() -> dict[str, str]:
 
 
 def all_dependencies() -> list[Requirement]:
-    return [Requirement(text) for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]]
+    extras = PROJECT["optional-dependencies"]
+    return [Requirement(text) for text in [*PROJECT["dependencies"], *extras["dev"], *extras["offline"]]]
 
 
 def test_every_dependency_is_pinned_within_its_range():
@@ -63,7 +64,7 @@ def test_the_conda_environment_has_the_same_pins():
     pins = read_pins()
     names = [Requirement(text).name for text in PROJECT["dependencies"]]
     assert packages["pip"] == [
-        "-c constraints.txt", "-e .[dev]", *(f"{name}=={pins[canonicalize_name(name)]}" for name in names)
+        "-c constraints.txt", "-e .[dev,offline]", *(f"{name}=={pins[canonicalize_name(name)]}" for name in names)
     ]
 
 

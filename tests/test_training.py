@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import Subset
 
 from shared_utils.datasets import ArrayDataset
 from shared_utils.device import seed_everything
@@ -317,6 +318,20 @@ def test_evaluate_averages_probabilities_over_views_and_leaves_the_mode_alone(se
     assert result["loss"] == pytest.approx(F.nll_loss(expected.log(), targets).item(), rel=1e-5)
 
 
+def test_single_views_are_counted_beside_their_mean(sets):
+    model, _ = train(sets, epochs=2)
+    views = [lambda inputs: inputs, lambda inputs: inputs.flip(1), lambda inputs: inputs.roll(2, 1)]
+    result = evaluate(model, sets[1], views=views, batch_size=4, device="cpu", precision="float32")
+    inputs, targets = sets[1].__getitems__(range(21))
+    with torch.no_grad():
+        right = torch.stack([model(view(inputs)).argmax(1) == targets for view in views]).float()  # (views, clips)
+    np.testing.assert_allclose(result["view_correct"], right.mean(0), atol=1e-6)
+    assert result["view_accuracy"] == pytest.approx(right.mean().item()) and 0 < right.mean() < 1
+    assert result["view_accuracy"] != pytest.approx(result["accuracy"], abs=0.01)
+    alone = evaluate(model, sets[1], device="cpu", precision="float32")
+    assert alone["view_accuracy"] == alone["accuracy"] == pytest.approx(right[0].mean().item())
+
+
 def test_too_little_data_is_one_clear_sentence(data):
     inputs, targets = data
     with pytest.raises(ValueError, match="Nothing to train: 1 clips"):
@@ -363,6 +378,24 @@ def test_cross_validation_keeps_the_folds_apart_and_runs_independent(data):
     alone = cross_validate(Spy, ArrayDataset(marked, targets), clips, folds=[5], seeds=[1], **arguments)
     expected = table.iloc[3:].reset_index(drop=True).drop(columns="seconds")
     pd.testing.assert_frame_equal(alone["folds"].drop(columns="seconds"), expected)
+
+
+def test_cross_validation_tells_the_accuracy_of_single_views(data):
+    inputs, targets = data
+    clips = pd.DataFrame({"fold": np.arange(66) // 3 % 5 + 1, "label": targets.numpy()})
+    dataset = ArrayDataset(inputs, targets)
+    views = [lambda inputs: inputs, lambda inputs: inputs.roll(1, 1)]  # the second one moves what tells the classes
+    arguments = {"epochs": 4, "batch_size": 16, "lr": 0.01, "device": "cpu", "precision": "float32", "progress": False}
+    result = cross_validate(Net, dataset, clips, folds=[2, 5], views=views, **arguments)
+    folds, predictions = result["folds"], result["predictions"]
+    means = predictions.groupby("fold")[["correct", "view_correct"]].mean()
+    np.testing.assert_allclose(folds["test_accuracy"], means["correct"], atol=1e-6)
+    np.testing.assert_allclose(folds["view_accuracy"], means["view_correct"], atol=1e-6)
+    assert set(predictions["view_correct"]) == {0, 0.5, 1}
+    rows = np.flatnonzero(clips["fold"] == 2)  # the returned model is that of the first round
+    both = [evaluate(result["model"], dataset, views=[view], device="cpu", precision="float32") for view in views]
+    right = [(part["probabilities"].argmax(1) == part["targets"])[rows].mean() for part in both]
+    assert right[0] > right[1] + 0.1 and folds["view_accuracy"][0] == pytest.approx(np.mean(right))
 
 
 def test_cross_validation_with_a_validation_fold_of_choice(data):
@@ -475,3 +508,126 @@ class SelfAttention(nn.Module):
 
     def forward(self, inputs):
         return self.attention(inputs, inputs, inputs, need_weights=False)[0]
+
+
+class Sentences(torch.utils.data.Dataset):
+    """Rows of tokens from 1 up, padded with zeros to the longest of a batch, as a dict; it notes the batches."""
+
+    def __init__(self, lengths):
+        generator = torch.Generator().manual_seed(0)
+        self.lengths, self.batches = torch.as_tensor(lengths), []
+        self.targets = torch.arange(len(lengths)) % 2
+        self.rows = [
+            torch.randint(1, 6, (n,), generator=generator) + 5 * target
+            for n, target in zip(lengths, self.targets, strict=True)
+        ]
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitems__(self, indices):
+        self.batches.append([int(index) for index in indices])
+        tokens = nn.utils.rnn.pad_sequence([self.rows[int(index)] for index in indices], batch_first=True)
+        return {"tokens": tokens, "mask": tokens > 0}, self.targets[torch.as_tensor(indices)]
+
+
+class Reader(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(11, 8), nn.Linear(8, 2)
+
+    def forward(self, inputs):
+        mask = inputs["mask"].unsqueeze(2)
+        return self.head((self.embedding(inputs["tokens"]) * mask).sum(1) / mask.sum(1))
+
+
+def read(dataset, val=None, seed=0, **changes):
+    seed_everything(seed)
+    model = Reader()
+    arguments = {"epochs": 2, "batch_size": 8, "lr": 0.05, "device": "cpu", "precision": "float32", "progress": False}
+    return model, fit(model, dataset, val, **arguments | changes)
+
+
+LENGTHS = np.random.default_rng(0).integers(1, 40, 400).tolist()
+
+
+def test_batches_hold_sentences_of_similar_length_in_random_order():
+    dataset = Sentences(LENGTHS)
+    model, history = read(dataset)
+    first, second = dataset.batches[:50], dataset.batches[50:]
+    assert len(first) == len(second) == 50 and {len(batch) for batch in first + second} == {8}
+    for epoch in (first, second):
+        assert sorted(row for batch in epoch for row in batch) == list(range(400))
+        lengths = torch.tensor(LENGTHS)[torch.tensor(epoch)]  # (batches, 8)
+        padded = (lengths.amax(1) * 8).sum() / lengths.sum()
+        assert padded < 1.25  # of 12 batches of 8 sorted together; in random batches it is 1.75
+        steps = lengths.float().mean(1).diff()
+        assert 10 < (steps > 0).sum() < 39  # neither from short to long nor back
+    assert {frozenset(batch) for batch in first}.isdisjoint({frozenset(batch) for batch in second})
+    again = Sentences(LENGTHS)
+    same, same_history = read(again)
+    assert again.batches == dataset.batches and torch.equal(weights(model), weights(same))
+    pd.testing.assert_frame_equal(same_history.drop(columns="seconds"), history.drop(columns="seconds"))
+    assert history["train_accuracy"].iloc[-1] > 0.9
+
+
+def test_a_small_data_set_keeps_its_random_batches():
+    dataset = Sentences(LENGTHS[:40])
+    read(dataset, epochs=6)
+    epochs = [dataset.batches[5 * epoch : 5 * epoch + 5] for epoch in range(6)]
+    assert all(sorted(row for batch in epoch for row in batch) == list(range(40)) for epoch in epochs)
+    assert len({frozenset(batch) for epoch in epochs for batch in epoch}) > 25
+    dataset = Sentences(LENGTHS[:41])
+    read(dataset, epochs=1)
+    assert sorted(len(batch) for batch in dataset.batches) == [8, 8, 8, 8, 9]
+
+
+def test_a_part_of_a_data_set_passes_its_lengths_on_and_evaluation_its_rows():
+    dataset = Sentences(LENGTHS)
+    rows = np.random.default_rng(1).permutation(400)[:150].tolist()
+    model, history = read(Subset(dataset, rows), Subset(Subset(dataset, rows), range(100)), epochs=1)
+    dataset.batches.clear()
+    result = evaluate(model, Subset(dataset, rows), batch_size=16, device="cpu", precision="float32")
+    seen = [LENGTHS[row] for batch in dataset.batches for row in batch]
+    assert seen == sorted(LENGTHS[row] for row in rows)
+    with torch.no_grad():
+        expected = torch.cat([model(dataset.__getitems__([row])[0]).softmax(1) for row in rows])
+    np.testing.assert_allclose(result["probabilities"], expected, atol=1e-6)
+    assert result["targets"].tolist() == [row % 2 for row in rows]
+    right = expected.argmax(1).numpy() == result["targets"]
+    assert result["view_correct"].tolist() == right.astype(float).tolist() and 0 < right.sum()
+    views = [lambda inputs: inputs, lambda inputs: inputs | {"tokens": (inputs["tokens"] + 5) % 11}]
+    both = evaluate(model, Subset(dataset, rows), views=views, device="cpu", precision="float32")
+    assert both["probabilities"].shape == (150, 2) and not np.allclose(both["probabilities"], expected, atol=1e-3)
+
+
+def test_sentences_are_not_blended():
+    with pytest.raises(ValueError, match="Sentences cannot be blended as sounds can: leave mixup_alpha at 0"):
+        read(Sentences(LENGTHS[:40]), mixup_alpha=0.2)
+
+
+def test_parts_of_a_model_learn_at_rates_of_their_own(sets, tmp_path):
+    def head_first(name):
+        return 10.0 if name.startswith("head") else 0.0 if "layers.0" in name else 1.0
+
+    groups = make_optimizer(Net(), "adamw", 0.1, 0.05, head_first).param_groups
+    found = {(group["lr_scale"], group["weight_decay"]): sum(p.numel() for p in group["params"]) for group in groups}
+    assert found == {(0, 0.05): 96, (0, 0): 16, (1, 0): 32, (10, 0.05): 48, (10, 0): 3}
+    assert [group["lr"] for group in groups] == [0.1 * group["lr_scale"] for group in groups]
+
+    seed_everything(0)
+    before = Net().state_dict()
+    model, _ = train(sets, epochs=1, optimizer="sgd", lr=1e-3, ema_decay=None, lr_scale=head_first)
+    assert torch.equal(model.layers[0].weight, before["layers.0.weight"])
+    slow, _ = train(sets, epochs=1, optimizer="sgd", lr=1e-3, ema_decay=None)
+    moved = [(net.head.weight - before["head.weight"]).norm().item() for net in (model, slow)]
+    assert 5 < moved[0] / moved[1] < 12
+    same, _ = train(sets, epochs=3, lr_scale=lambda name: 1.0)
+    assert torch.equal(weights(same), weights(train(sets, epochs=3)[0]))
+
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    train(sets, epochs=1, lr_scale=head_first, checkpoint=checkpoint)
+    with pytest.raises(
+        ValueError, match=r"other settings: lr_scale \(was .*head_first, is None\); resume with the same"
+    ):
+        train(sets, epochs=1, resume_from=checkpoint)

