@@ -379,6 +379,53 @@ def load_sentences(path: str | os.PathLike, text: str | None = None, label: str 
     return sentences
 
 
+def load_texts(path: str | os.PathLike, text: str | None = None) -> pd.DataFrame:
+    """Return your own texts, the rows of an .xlsx (first sheet) or .csv file that need no labels, in their order.
+
+    The first row names the columns; `text` is the name of the one with the texts, None finds it as `load_sentences`
+    does. The table has this column alone, called text. Rows without a text are left out, and it says so.
+
+    Raises FileNotFoundError or ValueError for a file that is no such table.
+    """
+    path = resolve_path(path)
+    where, header, rows = _read_rows(path, ["text"])
+    column = _find_column(header, text, _TEXT_COLUMNS, "text", where, "load_texts")
+    texts = _keep_filled(rows, {"text": column}, path, where)[["text"]]
+    texts.attrs = {"data_set": path.stem, "demo": False}
+    return texts
+
+
+def save_texts(table: pd.DataFrame, path: str | os.PathLike) -> Path:
+    """Write a table that has a column text as .xlsx, a row a row, and return its path.
+
+    A text stays one whatever it begins with: no spreadsheet takes it for a formula. Raises ValueError for a text that
+    no cell can hold, for a path of another kind, and for a file that is open in another program.
+    """
+    from openpyxl import Workbook
+
+    path = resolve_path(path)
+    if path.suffix.lower() != ".xlsx":
+        raise ValueError(f"{path} does not end in .xlsx; a table of texts is written as such a file only.")
+    book = Workbook()
+    sheet = book.active
+    sheet.title = "texts"
+    sheet.column_dimensions[sheet.cell(1, 1 + list(table).index("text")).column_letter].width = 100
+    for number, values in enumerate([list(table), *table.itertuples(index=False)], start=1):
+        for column, value in enumerate(values, start=1):
+            if isinstance(value, str):
+                _put_text(sheet.cell(number, column), value, path)
+            else:
+                sheet.cell(number, column, value)
+    try:
+        with write_whole(path) as temporary:
+            book.save(temporary)
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written ({error.strerror or error}); if another program has it open, close it there."
+        ) from error
+    return path
+
+
 def download(name: str, data_dir: str | os.PathLike = "data") -> Path:
     """Fetch a data set from its publisher into `data_dir` and return its folder.
 
@@ -1031,7 +1078,6 @@ def _write_draw(folder: Path, arguments: dict, tables: dict) -> None:
 def _write_workbook(path: Path, table: pd.DataFrame, final: Path) -> None:
     """Write sentences so that the spreadsheet shows each of them as text, whatever it begins with."""
     from openpyxl import Workbook
-    from openpyxl.utils.exceptions import IllegalCharacterError
 
     book = Workbook()
     sheet = book.active
@@ -1040,23 +1086,29 @@ def _write_workbook(path: Path, table: pd.DataFrame, final: Path) -> None:
     sheet.column_dimensions["A"].width = 100
     sheet.column_dimensions["A"].number_format = "@"  # text, in rows that a user adds as well
     for row, (text, name) in enumerate(table[["text", "class_name"]].to_numpy(), start=2):
-        if len(text) > _CELL_CHARACTERS:
-            raise ValueError(
-                f"{final} cannot hold the sentence {_shorten(text)}: it has {len(text):,} characters, and a cell "
-                f"takes {_CELL_CHARACTERS:,}; shorten it, or take it out."
-            )
-        cell = sheet.cell(row, 1)
-        cell.number_format = "@"
-        try:
-            cell.value = text
-        except IllegalCharacterError as error:
-            raise ValueError(
-                f"{final} cannot hold the sentence {_shorten(text)}: it contains a control character; take it out."
-            ) from error
-        cell.data_type = "s"  # a text that begins with "=" would become a formula
+        _put_text(sheet.cell(row, 1), text, final)
         sheet.cell(row, 2, _SENTIMENTS.index(name))
         sheet.cell(row, 3, name)
     book.save(path)
+
+
+def _put_text(cell, text: str, final: Path) -> None:
+    """Put `text` into a cell of the workbook that will be `final`."""
+    from openpyxl.utils.exceptions import IllegalCharacterError
+
+    if len(text) > _CELL_CHARACTERS:
+        raise ValueError(
+            f"{final} cannot hold the sentence {_shorten(text)}: it has {len(text):,} characters, and a cell "
+            f"takes {_CELL_CHARACTERS:,}; shorten it, or take it out."
+        )
+    cell.number_format = "@"
+    try:
+        cell.value = text
+    except IllegalCharacterError as error:
+        raise ValueError(
+            f"{final} cannot hold the sentence {_shorten(text)}: it contains a control character; take it out."
+        ) from error
+    cell.data_type = "s"  # a text that begins with "=" would become a formula
 
 
 def _name_sentiment(label: str, place: str) -> str:
@@ -1071,8 +1123,24 @@ def _name_sentiment(label: str, place: str) -> str:
 
 def _read_sentences(path: Path, text: str | None = None, label: str | None = None) -> pd.DataFrame:
     """Return text, class_name, and place (file, sheet and row, for messages) of every row that is not blank."""
+    where, header, rows = _read_rows(path, ["text", "label"])
+    columns = _find_columns(header, text, label, where)
+    table = _keep_filled(rows, dict(zip(("text", "label", "name"), columns, strict=True)), path, where)
+    for row in table.itertuples():
+        if row.text == "":
+            raise ValueError(f"{row.place}: the label {row.label or row.name!r} has no text; add it, or clear the row.")
+        if row.label == "" and row.name == "":
+            raise ValueError(f"{row.place}: {_shorten(row.text)} has no label; add it, or clear the row.")
+    table["class_name"] = _name_classes(table)
+    return table[["text", "class_name", "place"]]
+
+
+def _read_rows(path: Path, needs: list[str]) -> tuple[str, list[str], list[tuple[int, list[str]]]]:
+    """Return where the table is (file, sheet), the names of its columns, and its rows: number, cells as text."""
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; give an .xlsx or .csv file with a text and a label a row.")
+        raise FileNotFoundError(
+            f"{path} does not exist; give an .xlsx or .csv file with a {' and a '.join(needs)} a row."
+        )
     kind = path.suffix.lower()
     if kind not in (".xlsx", ".csv") or not path.is_file():
         raise ValueError(f"{path} is neither an .xlsx nor a .csv file; save the table as one of them.")
@@ -1084,63 +1152,65 @@ def _read_sentences(path: Path, text: str | None = None, label: str | None = Non
         ) from error
     used = [k for k, (_, cells) in enumerate(rows) if any(cells)]
     if not used:
-        raise ValueError(f"{where} is empty; its first row must name the columns, such as text and label.")
+        raise ValueError(f"{where} is empty; its first row must name the columns, such as {' and '.join(needs)}.")
     (_, header), *rows = rows[used[0] : used[-1] + 1]
-    columns = _find_columns(header, text, label, where)
-    rows = [
-        (f"{where}, row {number}", *(cells[k] if k is not None and k < len(cells) else "" for k in columns))
+    return where, header, rows
+
+
+def _keep_filled(rows: list, columns: dict[str, int | None], path: Path, where: str) -> pd.DataFrame:
+    """Return `columns` (name -> place) and the place, for messages, of the rows in which not all of them are empty."""
+    table = [
+        (f"{where}, row {number}", *(cells[k] if k is not None and k < len(cells) else "" for k in columns.values()))
         for number, cells in rows
     ]
-    table = pd.DataFrame(rows, columns=["place", "text", "label", "name"], dtype=str)
-    blank = (table["text"] == "") & (table["label"] == "") & (table["name"] == "")
+    table = pd.DataFrame(table, columns=["place", *columns], dtype=str)
+    blank = (table[list(columns)] == "").all(axis=1)
     n_blank = int(blank.sum())
     if n_blank:
         print(f"Left out {n_blank} blank row{'s' * (n_blank > 1)} of {path.name}.")
     table = table[~blank].reset_index(drop=True)
     if len(table) == 0:
         raise ValueError(f"{where} names its columns and holds no sentences; add some below.")
-    for row in table.itertuples():
-        if row.text == "":
-            raise ValueError(f"{row.place}: the label {row.label or row.name!r} has no text; add it, or clear the row.")
-        if row.label == "" and row.name == "":
-            raise ValueError(f"{row.place}: {_shorten(row.text)} has no label; add it, or clear the row.")
-    table["class_name"] = _name_classes(table)
-    return table[["text", "class_name", "place"]]
+    return table
 
 
 def _find_columns(header: list[str], text: str | None, label: str | None, where: str) -> tuple:
     """Return the places of the texts, the labels and the names of the labels; None where there are no names."""
-    there = ", ".join(cell for cell in header if cell) or "none"
-
-    def find(named: str | None, known: tuple[str, ...], what: str) -> int | None:
-        if named is None:
-            found = [k for k, cell in enumerate(header) if re.sub(r"[\W_]+", "", cell.casefold()) in known]
-        else:
-            found = [k for k, cell in enumerate(header) if cell.casefold() == named.strip().casefold()]
-        if len(found) > 1:
-            both = " and ".join(repr(header[k]) for k in found[:2])
-            raise ValueError(
-                f"{where} has two columns that could be the {what}, {both}; rename one, or name the right one: "
-                f"load_sentences(..., {what}='...')."
-            )
-        if named is not None and not found:
-            raise ValueError(f"{where} has no column {named!r}; its first row names {there}.")
-        return found[0] if found else None
-
+    find = functools.partial(_find_column, header, where=where, function="load_sentences")
     text_column = find(text, _TEXT_COLUMNS, "text")
-    label_column = find(label, _LABEL_COLUMNS, "label")
-    name_column = find(None, _NAME_COLUMNS, "label") if label is None else None
+    name_column = find(None, _NAME_COLUMNS, "label", required=False) if label is None else None
+    label_column = find(label, _LABEL_COLUMNS, "label", required=name_column is None)
     if label_column is None:
         label_column, name_column = name_column, None
-    for what, column in (("text", text_column), ("label", label_column)):
-        if column is None:
-            raise ValueError(
-                f"{where} has no column of {what}s; its first row names {there}. Call one {what!r}, or name it: "
-                f"load_sentences(..., {what}='...')."
-            )
     if text_column == label_column:
         raise ValueError(f"{where}: text and label are both the column {header[text_column]!r}; name two columns.")
     return text_column, label_column, name_column
+
+
+def _find_column(
+    header: list[str], named: str | None, known: tuple[str, ...], what: str, where: str, function: str,
+    required: bool = True,
+) -> int | None:  # fmt: skip
+    """Return the place of the column that is called `named`, or of the one whose name is among the `known`."""
+    there = ", ".join(cell for cell in header if cell) or "none"
+    if named is None:
+        found = [k for k, cell in enumerate(header) if re.sub(r"[\W_]+", "", cell.casefold()) in known]
+    else:
+        found = [k for k, cell in enumerate(header) if cell.casefold() == named.strip().casefold()]
+    if len(found) > 1:
+        both = " and ".join(repr(header[k]) for k in found[:2])
+        raise ValueError(
+            f"{where} has two columns that could be the {what}, {both}; rename one, or name the right one: "
+            f"{function}(..., {what}='...')."
+        )
+    if named is not None and not found:
+        raise ValueError(f"{where} has no column {named!r}; its first row names {there}.")
+    if required and not found:
+        raise ValueError(
+            f"{where} has no column of {what}s; its first row names {there}. Call one {what!r}, or name it: "
+            f"{function}(..., {what}='...')."
+        )
+    return found[0] if found else None
 
 
 def _name_classes(table: pd.DataFrame) -> list[str]:

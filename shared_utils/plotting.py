@@ -26,12 +26,12 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
-from matplotlib.patches import ConnectionPatch, Patch
+from matplotlib.patches import ConnectionPatch, FancyBboxPatch, Patch
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from shared_utils.device import resolve_path, write_whole
-from shared_utils.metrics import auc_per_class, macro_auc, match_detections
+from shared_utils.metrics import auc_per_class, expected_calibration_error, macro_auc, match_detections
 
 COLOURS = matplotlib.color_sequences["petroff10"]
 INK, GREY, PALE = "#222222", "#6b6b6b", "#b0b8c0"
@@ -42,6 +42,8 @@ DOT = {"markersize": 12, "markeredgecolor": "white", "markeredgewidth": 1.5}
 HIT, FALSE_ALARM = {"marker": "o", **DOT}, {"marker": "X", "markersize": 14, "markeredgecolor": INK}
 SLIDE = (13.333, 7.5)  # inches
 SLIDE_FIGURE_HEIGHT = 6.5
+FEW = 5  # answers that say little about how often such answers are right
+WORD_PAD = 0.2  # ems between a word and the edge of its box, and between two boxes
 TABLE_WIDTH, TABLE_ROWS = 12.3, 14  # inches and rows that fit a slide
 STYLE = {
     "axes.prop_cycle": matplotlib.cycler(color=COLOURS), "font.family": "DejaVu Sans", "font.size": 15,
@@ -169,7 +171,8 @@ def plot_spectrograms(
 def plot_learning_curves(histories: dict[str, pd.DataFrame] | pd.DataFrame, title: str | None = None) -> Figure:
     """Draw loss and accuracy over the epochs: training solid, validation dashed, a dot on the best epoch.
 
-    `histories` is a history of `training.fit`, or name -> history; several runs differ in colour.
+    `histories` is a history of `training.fit`, or name -> history; several runs differ in colour. Where nothing was
+    validated, the curves of training stand alone.
     """
     if isinstance(histories, pd.DataFrame):
         histories = {"": histories}
@@ -177,10 +180,11 @@ def plot_learning_curves(histories: dict[str, pd.DataFrame] | pd.DataFrame, titl
         raise ValueError("There is no history to draw; train a model or save a run first.")
     fig = _figure(title)
     axes = fig.subplots(1, 2)
+    validated = any(history["val_accuracy"].notna().any() for history in histories.values())
     several, dashes = len(histories) > 1, (0, (4, 1.5))
     for index, history in enumerate(histories.values()):
         train_colour, val_colour = (_cycle(index), _cycle(index)) if several else COLOURS[:2]
-        light = {"linewidth": 1.5, "alpha": 1 if len(histories) <= 4 else 0.3} if several else {}
+        light = {"linewidth": 1.5, "alpha": 1 if len(histories) <= 4 else 0.3} if several and validated else {}
         best = _best_epoch(history)
         for ax, kind, scale in zip(axes, ("loss", "accuracy"), (1, 100), strict=True):
             ax.plot(history["epoch"], scale * history[f"train_{kind}"], color=train_colour, **light)
@@ -195,8 +199,10 @@ def plot_learning_curves(histories: dict[str, pd.DataFrame] | pd.DataFrame, titl
     axes[0].set_ylim(bottom=0)
     axes[1].set_ylim(top=101)
     train_colour, val_colour = (INK, INK) if several else COLOURS[:2]
-    lines = {"training": Line2D([], [], color=train_colour), "validation": Line2D([], [], color=val_colour, ls=dashes)}
-    if best:
+    lines = {"training": Line2D([], [], color=train_colour)}
+    if validated:
+        lines["validation"] = Line2D([], [], color=val_colour, ls=dashes)
+    if best and validated:
         label = "best epoch" if several else f"best epoch: {best}"
         lines[label] = Line2D([], [], color=val_colour, marker="o", ms=10, linestyle="")
     _top_legend(fig, list(lines.values()), list(lines))
@@ -420,6 +426,82 @@ def plot_roc_comparison(curves: dict[str, tuple[np.ndarray, np.ndarray]], title:
         ax.plot(*rates, color=_cycle(index), linestyle=dashes, linewidth=3, zorder=3 - index / 100)
         ax.plot([], [], color=_cycle(index), linewidth=4, label=label, zorder=3 - index / 100)
     _list_areas(ax, "AUC, macro average")
+    return fig
+
+
+@_styled
+def plot_reliability(
+    models: dict[str, tuple[np.ndarray, np.ndarray]], n_bins: int = 10, title: str | None = None
+) -> Figure:
+    """Draw how often answers are right over how sure the model is, name -> (targets (n,), probabilities (n, classes)).
+
+    A line for each of up to four models (Guo et al., On Calibration of Modern Neural Networks, 2017). Answers are put
+    into `n_bins` equal bins by their confidence, the largest probability; a dot stands at the mean confidence and the
+    share of right answers of its bin, its area grows with the number of answers. Below the dashed line a model is
+    surer than it is right. Dots of fewer than five answers are hollow and have no part in the line. The legend gives
+    `metrics.expected_calibration_error` with the same bins; the bars show how many answers have each confidence, those
+    with exactly 1 / classes in the first bar.
+
+    Raises ValueError for more models, for what `expected_calibration_error` refuses, and for models that differ in
+    their number of classes.
+    """
+    if not 1 <= len(models) <= 4:
+        raise ValueError(f"From 1 to 4 models have room in this figure, not {len(models)}.")
+    if n_bins not in range(2, 31):
+        raise ValueError(f"n_bins is a whole number from 2 to 30, not {n_bins!r}.")
+    n_bins, labels, curves, n_classes = int(n_bins), [], [], {}
+    for name, (targets, probabilities) in models.items():
+        try:
+            error = expected_calibration_error(targets, probabilities, n_bins)
+        except ValueError as problem:
+            raise ValueError(f"The reliability of {name!r} is unknown: {problem}") from problem
+        probabilities = np.asarray(probabilities, dtype=float)
+        n_classes[name] = probabilities.shape[1]
+        if len(set(n_classes.values())) > 1 or n_classes[name] < 2:
+            raise ValueError(f"Models must have the same classes, two or more, but their numbers are {n_classes}.")
+        labels.append(f"{_shorten(str(name), 40)} (ECE {100 * error:.1f} %)")
+        confidence, right = probabilities.max(1), probabilities.argmax(1) == np.asarray(targets)
+        bins = np.digitize(confidence, np.arange(1, n_bins) / n_bins, right=True)
+        counts = np.bincount(bins, minlength=n_bins)
+        sums = [np.bincount(bins, weights=values, minlength=n_bins) for values in (confidence, right)]
+        curves.append((counts, *(100 * values / np.maximum(counts, 1) for values in sums)))
+    lowest = 100 / n_classes[name]
+
+    fig = _figure(title)
+    ax, below = fig.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    ax.plot([lowest, 100], [lowest, 100], color=GREY, linewidth=1.5, linestyle="--", zorder=1)
+    handles = [Line2D([], [], color=GREY, linewidth=1.5, linestyle="--")]
+    first = n_bins // n_classes[name]  # the bin of 1 / classes, or the one above where that is its upper end
+    edges = np.maximum(100 * np.arange(first, n_bins + 1) / n_bins, lowest)
+    widths = 0.8 * np.diff(edges) / len(models)
+    largest = max((counts / counts.sum()).max() for counts, *_ in curves)
+    for index, (counts, sure, right) in enumerate(curves):
+        colour, many, few = _cycle(index), counts >= FEW, (counts > 0) & (counts < FEW)
+        areas = np.maximum(420 * counts / counts.sum() / largest, 40)
+        ax.plot(sure[many], right[many], color=colour, zorder=3)
+        over, hollow = {"zorder": 4, "clip_on": False}, {"facecolors": "white", "linewidths": 1.5, "alpha": 0.6}
+        ax.scatter(sure[many], right[many], areas[many], color=[colour], edgecolors="white", linewidths=1.2, **over)
+        ax.scatter(sure[few], right[few], 60, edgecolors=[colour], **hollow, **over)
+        counts = np.append(counts[: first + 1].sum(), counts[first + 1 :])
+        middles = (edges[:-1] + edges[1:]) / 2 + (index - (len(models) - 1) / 2) * widths
+        below.bar(middles, 100 * counts / counts.sum(), width=0.9 * widths, color=colour)
+        handles.append(Line2D([], [], color=colour, linewidth=2.5, marker="o", markersize=10))
+    labels = ["as sure as right", *labels]
+    if any(((counts > 0) & (counts < FEW)).any() for counts, *_ in curves):
+        handles.append(Line2D([], [], color=INK, marker="o", ls="", ms=8, mfc="white", mew=1.5))
+        labels.append(f"fewer than {FEW} answers")
+    bottom = min(lowest, *(right[counts > 0].min() for counts, _, right in curves))
+    bottom = 10 * np.floor(bottom / 10)
+    ax.set(ylim=(bottom - 0.02 * (100 - bottom), 102), ylabel="Right answers (%)")
+    ax.set_xlim(lowest - 0.02 * (100 - lowest), 100 + 0.02 * (100 - lowest))
+    below.set(ylabel="Answers (%)", xlabel="Confidence of the answer (%)")
+    for axis, n_ticks in ((ax.xaxis, 10), (ax.yaxis, 8), (below.yaxis, 3)):
+        _scale_axis(axis, False, n_ticks)
+    for panel in (ax, below):
+        panel.grid(True)
+    ax.tick_params(axis="x", labelbottom=False)
+    fig.align_ylabels()
+    _name_lines(fig, labels, handles)
     return fig
 
 
@@ -908,6 +990,77 @@ def plot_runs(
 
 
 @_styled
+def plot_seed_dots(
+    table: pd.DataFrame, by: str = "method", references: dict[str, float] | None = None, title: str | None = None
+) -> Figure:
+    """Draw the accuracy of every seed of each method as a strip of dots, with its mean and its range.
+
+    `table` has a row a method and seed: column `by` (up to twelve methods, drawn in their order), seed, and accuracy, a
+    share of 1. Beside a strip stand mean ± standard deviation over its seeds, and minimum to maximum. `references`
+    (name -> share of 1) are drawn as lines. The axis begins where the values do, not at 0: a strip has no length that
+    would mislead. How far seeds lie apart belongs to a result: Dodge et al., Fine-Tuning Pretrained Language Models:
+    Weight Initializations, Data Orders, and Early Stopping (2020).
+    """
+    _check_columns(table, [by, "seed", "accuracy"], numbers=["accuracy"])
+    for column in (by, "seed", "accuracy"):
+        if table[column].isna().any():
+            raise ValueError(f"Column {column} is empty (NaN) in {table[column].isna().sum()} of {len(table)} rows.")
+    known = pd.Series(references or {}, dtype=float, name="reference")
+    if known.isna().any():
+        raise ValueError(f"Reference {known.index[known.isna()][0]!r} is NaN; leave it out.")
+    references = dict(_percent("(%)", known) * known)
+    if table.duplicated([by, "seed"]).any():
+        row = table[table.duplicated([by, "seed"])].iloc[0]
+        raise ValueError(f"{by} {row[by]!r} has two rows with seed {row['seed']}; take their mean first.")
+    percent = table.assign(accuracy=_percent("(%)", table["accuracy"]) * table["accuracy"])
+    methods = dict(list(percent.groupby(by, sort=False, observed=True)["accuracy"]))
+    if len(methods) > 12:
+        raise ValueError(f"Up to twelve methods have room in this figure, not {len(methods)}.")
+    drawn = [*percent["accuracy"], *references.values()]
+    pad = max(1, 0.04 * np.ptp(drawn))
+    ticks = MaxNLocator(12, steps=[1, 2, 5, 10], integer=True).tick_values(min(drawn) - pad, max(drawn) + pad)
+    low, high = max(ticks[0], 0), min(ticks[-1], 100)
+
+    fig = _figure(title)
+    ax = fig.subplots()
+    crowded, size = len(methods) > 8, 9 if len(methods) > 4 else 12
+    dot, row_points = DOT | {"markersize": size, "markeredgewidth": 1}, 370 / len(methods)
+    for row, accuracies in enumerate(methods.values()):
+        accuracies = accuracies.to_numpy()
+        mean, text, lanes = accuracies.mean(), f"{accuracies.mean():.1f} %", np.zeros(1)
+        if len(accuracies) > 1:
+            lanes = _spread_dots(accuracies, near=size * (high - low) / 530)
+            lanes = lanes * min(size / row_points, 0.36 / max(1, np.abs(lanes).max()))
+            reach = min(0.42, max(30 / row_points, np.abs(lanes).max() + size / row_points))
+            text = f"{mean:.1f} ± {accuracies.std(ddof=1):.1f} %" + ("   " if crowded else "\n")
+            text += f"{accuracies.min():.1f} to {accuracies.max():.1f}"
+            ax.plot([accuracies.min(), accuracies.max()], [row, row], color=GREY, linewidth=1.5, zorder=2)
+            ax.plot([mean, mean], [row - reach, row + reach], color=INK, linewidth=4, solid_capstyle="butt", zorder=4)
+        ax.plot(accuracies, row + lanes, "o", color=COLOURS[0], zorder=3, clip_on=False, **dot)
+        _write_beside(ax, row, text)
+    fold = {"width": 26, "max_lines": 2, "placeholder": " …"}
+    names = [_shorten(str(name), 36) if crowded else textwrap.fill(str(name), **fold) for name in methods]
+    ax.set_yticks(range(len(methods)), names)
+    ax.set(ylim=(len(methods) - 0.4, -0.6), xlim=(low, high), xlabel="Accuracy (%)")
+    ax.set_xticks(ticks[(ticks >= low) & (ticks <= high)])
+    for edge in range(1, len(methods)):
+        ax.axhline(edge - 0.5, color="#d0d0d0", linewidth=1)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(True, axis="x")
+    n_seeds = {len(accuracies) for accuracies in methods.values()}
+    if n_seeds != {1}:
+        label = f"one of {n_seeds.pop()} seeds" if len(n_seeds) == 1 else "one seed"
+        marks = {
+            label: Line2D([], [], color=COLOURS[0], marker="o", linestyle="", **dot),
+            "mean (± sd)": Line2D([], [], color=INK, marker="|", linestyle="", markersize=16, markeredgewidth=4),
+            "minimum to maximum": Line2D([], [], color=GREY, linewidth=1.5),
+        }
+        _top_legend(fig, list(marks.values()), list(marks), handlelength=1.4)
+    _label_columns(ax, references)
+    return fig
+
+
+@_styled
 def plot_training_signals(signals: pd.DataFrame, title: str | None = None) -> Figure:
     """Draw what happens inside one to three runs during training: a column a run, a row a signal, a line a layer.
 
@@ -1022,6 +1175,98 @@ def plot_collapse(table: pd.DataFrame, answers: pd.DataFrame, title: str | None 
         marks[f"chance {100 / n_classes:.1f} %"] = Line2D([], [], color=INK, linewidth=2, linestyle=":")
     if marks:
         _top_legend(fig, list(marks.values()), list(marks), handlelength=1.2)
+    return fig
+
+
+@_styled
+def plot_word_effects(
+    words: Sequence[Sequence[str]],
+    effects: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    class_names: Sequence[str],
+    title: str | None = None,
+) -> Figure:
+    """Draw up to six sentences, each word on a box whose colour says for which of two classes it speaks, and how much.
+
+    `words` has a list of words a sentence (together as much as fits at 14 pt: six sentences of 40 words), `effects` a
+    list of numbers of the same length: by how much a word raises (positive) or lowers (negative) the probability of
+    the second of the two `class_names`. All sentences share one scale, to the largest effect, at least 0.05. `labels`
+    has a short text a sentence, such as "positive 93 %", drawn above it, or before it where there is not room enough.
+    One way to measure effects is to leave out a word at a time: Li et al., Understanding Neural Networks through
+    Representation Erasure (2016). Characters that the font lacks, such as emoji, are drawn as □.
+
+    Raises ValueError for lengths that differ, effects that are not between -1 and 1, and more text than fits.
+    """
+    if not 1 <= len(words) <= 6 or not len(words) == len(effects) == len(labels):
+        raise ValueError(
+            "From 1 to 6 sentences have room in this figure, each with its effects and its label, not "
+            f"{len(words)}, {len(effects)} and {len(labels)}."
+        )
+    if isinstance(class_names, str) or len(class_names) != 2:
+        raise ValueError(f"Words speak for one of two classes, so two class names are needed, not {class_names!r}.")
+    for number, (sentence, values) in enumerate(zip(words, effects, strict=True), 1):
+        if isinstance(sentence, str) or len(sentence) == 0 or np.shape(values) != (len(sentence),):
+            raise ValueError(
+                f"Sentence {number} must be a list of words, at least one, with an effect each, but words and effects "
+                f"are {np.shape(sentence)} and {np.shape(values)}."
+            )
+        if not (np.abs(np.asarray(values, dtype=float)) <= 1).all():  # finds NaN as well
+            raise ValueError(f"The effects of sentence {number} must be changes of a probability, from -1 to 1.")
+    limit = max(0.05, *(np.abs(np.asarray(values, dtype=float)).max() for values in effects))
+
+    fig = _figure(title)
+    ax = fig.subplots()
+    ax.set_axis_off()
+    fig.draw_without_rendering()
+    fig.set_layout_engine("none")  # the places below are points of these axes
+    box = ax.get_position()
+    indent = 72 * SIZE[0] * (0.012 - box.x0)  # to begin where the title does
+    width, height = 72 * SIZE[0] * box.width - 2 * indent, 72 * SIZE[1] * box.height  # points, as all places below
+    foot, least = 64, 0.6  # points for the colour bar, ems between sentences
+    largest = 20 if len(words) > 1 else 26
+    words = [[_fit(word, width / largest - 1) for word in sentence] for sentence in words]
+    labels = [_fit(label, width / largest - 1, "bold") for label in labels]
+    widths = [np.array([_text_width(word, 72) for word in sentence]) + 2 * WORD_PAD for sentence in words]
+    starts = [_text_width(label, 72, "bold") + 3 * WORD_PAD for label in labels]
+    for above, size in itertools.product((True, False), range(largest, SMALLEST - 1, -2)):
+        limit_em = width / size
+        placed = [
+            _break_lines(row, limit_em, WORD_PAD, 0 if above else start)
+            for row, start in zip(widths, starts, strict=True)
+        ]
+        heights = [lines[-1] + 1 + above for lines, _ in placed]
+        if 1.4 * sum(heights) + least * (len(words) - 1) <= (height - foot) / size:
+            break
+    else:
+        raise ValueError(f"{sum(map(len, words))} words do not fit a slide at {SMALLEST} pt; draw fewer sentences.")
+    room = (height - foot) / size - least * (len(words) - 1)
+    pitch = min(1.65, room / sum(heights))
+    rest = room - pitch * sum(heights)
+    gap = min(1, rest / len(words))
+    rest, gap = rest - gap * (len(words) - 1), gap + least
+    y = (height - foot) / size - rest / 3 - pitch / 2  # ems above the colour bar, of the middle of a line
+    for label, sentence, values, (lines, lefts), row, n_lines in zip(
+        labels, words, effects, placed, widths, heights, strict=True
+    ):
+        ax.text(0, foot + size * (y - 0.36), label, weight="bold", fontsize=max(SMALLEST, size - 2))
+        colours = _effect_colours(np.asarray(values, dtype=float) / limit)
+        middles = y - pitch * (lines + above)
+        for word, colour, left, wide, middle in zip(sentence, colours, lefts, row, middles, strict=True):
+            look = {"boxstyle": f"round,pad=0,rounding_size={0.25 * size}", "facecolor": colour, "edgecolor": "none"}
+            ax.add_patch(FancyBboxPatch((size * left, foot + size * (middle - 0.62)), size * wide, 1.24 * size, **look))
+            # in the middle: letters are a little wider or narrower than measured where they snap to pixels
+            place = (size * (left + wide / 2), foot + size * (middle - 0.36))
+            ax.text(*place, word, ha="center", fontsize=size)
+        y -= pitch * n_lines + gap
+    left, right = width / 2 - 130, width / 2 + 130
+    bar = {"extent": (left, right, 24, 42), "aspect": "auto", "interpolation": "bilinear"}
+    ax.imshow(_effect_colours(np.linspace(-1, 1, 257))[None], **bar)
+    ax.set(xlim=(-indent, width + indent), ylim=(0, height))
+    for place, value in ((left, f"−{limit:.2g}"), (width / 2, "change of probability"), (right, f"+{limit:.2g}")):
+        ax.text(place, 4, value, ha="center", fontsize=SMALLEST)
+    names = [f"speaks for {_fit(name, 15)}" for name in class_names]
+    ax.text(left - 12, 28, names[0], ha="right", fontsize=SMALLEST)
+    ax.text(right + 12, 28, names[1], fontsize=SMALLEST)
     return fig
 
 
@@ -1209,9 +1454,10 @@ def _shorten(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _text_width(text: str, size: float) -> float:
+def _text_width(text: str, size: float, weight: str = "normal") -> float:
     """Return the width in inches of a line of text of `size` points."""
-    return text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)[0] / 72
+    font = FontProperties(size=size, weight=weight)
+    return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] / 72
 
 
 def _bar_columns(fig: Figure, names: list, x_label: str) -> Iterator[tuple[Axes, list]]:
@@ -1382,6 +1628,16 @@ def _spread_ties(values: np.ndarray, near: float) -> np.ndarray:
         step = min(0.28, 0.8 / len(members))
         lanes[np.sort(members)] = step * (np.arange(len(members)) - (len(members) - 1) / 2)
     return lanes
+
+
+def _spread_dots(values: np.ndarray, near: float) -> np.ndarray:
+    """Return the lane, 0 or above or below it, of each of `values` (n,): the innermost one without a dot `near` it."""
+    lanes = np.array([(lane + 1) // 2 * (-1) ** lane for lane in range(len(values))])
+    places, last = np.zeros(len(values), dtype=int), np.full(len(values), -np.inf)
+    for index in np.argsort(values, kind="stable"):
+        lane = np.argmax(values[index] - last >= near)
+        places[index], last[lane] = lanes[lane], values[index]
+    return places
 
 
 def _roc_axes(fig: Figure, label: str | None = None) -> Axes:
@@ -1704,6 +1960,39 @@ def _label_events(ax: Axes, events: pd.DataFrame, colours: list, inks: list, mis
             text, (place, 1.2 if upright else 1.09), ha="center", va="bottom", rotation=90 if upright else 0,
             fontsize=SMALLEST, color=ink, **where,
         )  # fmt: skip
+
+
+def _effect_colours(effects: np.ndarray) -> np.ndarray:
+    """Return colours (n, 3) for effects (n,) from -1 (the first class) over 0 (white) to 1 (the second)."""
+    ends = np.array([COLOURS[1], COLOURS[0]])[(effects > 0).astype(int)]
+    return 1 - 0.85 * np.abs(effects)[:, None] * (1 - ends)  # not the full colour: ink must stay legible on it
+
+
+def _fit(text: str, ems: float, weight: str = "normal") -> str:
+    """Return a line of text that the font can draw, □ for what it lacks, shortened to a width in ems."""
+    from matplotlib.font_manager import findfont, get_font
+
+    font = get_font(findfont(FontProperties(weight=weight)))
+    text = " ".join(str(text).split())
+    text = "".join(letter if font.get_char_index(ord(letter)) else "□" for letter in text) or " "
+    while _text_width(text, 72, weight) > ems:  # an em of 72 points is an inch
+        text = _shorten(text, max(1, 9 * len(text) // 10))
+    return text
+
+
+def _break_lines(widths: np.ndarray, limit: float, gap: float, start: float) -> tuple[np.ndarray, np.ndarray]:
+    """Put boxes of `widths` (n,) beside each other into lines from 0, the first from `start`, to `limit`.
+
+    Returns the line, from 0 on, and the left end of each box (n,).
+    """
+    lines, lefts, line, x = [], [], 0, start
+    for width in widths:
+        if x > 0 and x + width > limit:
+            line, x = line + 1, 0
+        lines.append(line)
+        lefts.append(x)
+        x += width + gap
+    return np.array(lines), np.array(lefts)
 
 
 def _cell(value) -> str:

@@ -22,7 +22,7 @@ from torch.utils.data import Subset
 
 from shared_utils import finetuning
 from shared_utils.device import ROOT, seed_everything
-from shared_utils.finetuning import MINILM, TextClassifier, TextDataset, find_pretrained, load_encoder
+from shared_utils.finetuning import MINILM, TextClassifier, TextDataset, find_pretrained, load_encoder, predict_texts
 from shared_utils.runs import load_run, save_run
 from shared_utils.training import cross_validate, evaluate, fit
 
@@ -583,3 +583,93 @@ def test_a_trained_encoder_is_saved_even_if_it_is_frozen_later(checkpoint, token
     assert len(fresh.state_dict()) == n_tensors
     with pytest.raises(RuntimeError, match="Missing key"):  # it is no longer the checkpoint's
         fresh.load_state_dict({name: model.state_dict()[name] for name in HEAD})
+
+
+# ---- a saved run predicts texts
+
+
+@pytest.fixture(scope="module")
+def text_run(checkpoint, tmp_path_factory):
+    seed_everything(1)
+    model = TextClassifier(str(checkpoint), 3, dropout=0.5, pooling="mean")
+    nn.init.normal_(model.head.weight, std=3)  # answers that differ
+    folder = save_run(
+        "text", model, {"SEED": 1}, ["bad", "fair", "good"], {"max_length": 16}, pd.DataFrame({"epoch": [1]}),
+        {"accuracy": 0.5}, "half right", folder=tmp_path_factory.mktemp("runs"),
+        model_arguments={"pretrained": str(checkpoint), "n_classes": 3, "dropout": 0.5, "pooling": "mean"},
+    )  # fmt: skip
+    return load_run(folder)
+
+
+MORE_TEXTS = [*GOOD, *BAD, "fine 😀 film", "不错 película", "вялый фильм", "FINE", "fine"]
+
+
+def test_predicted_texts_are_the_models_answers(text_run):
+    table = predict_texts(text_run, MORE_TEXTS, device="cpu")
+    assert (
+        table.columns.tolist() == ["text", "bad", "fair", "good", "predicted"] and table["text"].tolist() == MORE_TEXTS
+    )
+    expected = []
+    with torch.no_grad():
+        for text in MORE_TEXTS:  # one at a time, without TextDataset: nothing is padded or sorted
+            inputs = text_run.model.tokenizer(text, return_tensors="pt")
+            expected.append(text_run.model(inputs).softmax(1))
+    expected = torch.cat(expected).numpy()
+    np.testing.assert_allclose(table[["bad", "fair", "good"]], expected, atol=1e-5)
+    assert table["predicted"].tolist() == [["bad", "fair", "good"][label] for label in expected.argmax(1)]
+    assert table["predicted"].nunique() > 1 and expected.std(0).max() > 0.05
+    np.testing.assert_allclose(table["good"].iloc[-2], table["good"].iloc[-1], atol=1e-5)  # FINE is fine
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_neither_order_nor_batches_change_an_answer(text_run, batch_size):
+    names = ["bad", "fair", "good"]
+    together = predict_texts(text_run, MORE_TEXTS, device="cpu")[names].to_numpy()
+    order = np.random.default_rng(0).permutation(len(MORE_TEXTS))
+    shuffled = predict_texts(text_run, [MORE_TEXTS[row] for row in order], "cpu", batch_size)[names].to_numpy()
+    np.testing.assert_allclose(shuffled, together[order], atol=1e-5)
+    one = predict_texts(text_run, MORE_TEXTS[3], "cpu")  # a text instead of a list
+    np.testing.assert_allclose(one[names], together[3:4], atol=1e-5)
+
+
+def test_a_text_of_ten_thousand_words_is_cut(text_run, capsys):
+    long = "funny and warm , " * 2500
+    table = predict_texts(text_run, ["fine", long + "bad", long + "dull"], device="cpu")
+    assert capsys.readouterr().out == (
+        "2 of 3 texts have more than 16 tokens (up to 10003); what comes after that is cut off.\n"
+    )
+    words = " ".join(long.split()[:14])  # and the tokens at both ends
+    cut = predict_texts(text_run, ["fine", words, words], device="cpu")
+    np.testing.assert_allclose(table[["bad", "good"]], cut[["bad", "good"]], atol=1e-5)
+    assert capsys.readouterr().out == "" and table["text"][1] == long + "bad"
+
+
+def test_texts_that_are_none_and_runs_that_predict_none(text_run, checkpoint, tmp_path):
+    for text in ("", " \n", None):
+        with pytest.raises(ValueError, match=r"Row 1 \(from 0\) holds .* and no text; fill it or leave it out"):
+            predict_texts(text_run, ["fine", text])
+    with pytest.raises(ValueError, match="0 texts"):
+        predict_texts(text_run, [])
+    sound = save_run(
+        "sounds", nn.Linear(4, 2), {}, ["a", "b"], {"sample_rate": 16000, "seconds": 1.0}, pd.DataFrame({"epoch": [1]}),
+        {}, "-", model_arguments={"in_features": 4, "out_features": 2}, folder=tmp_path,
+    )  # fmt: skip
+    with pytest.raises(
+        ValueError, match=f"{sound.name} does not predict texts: its model has no tokenizer; load a run"
+    ):
+        predict_texts(load_run(sound), ["fine"])
+
+
+def test_predicting_leaves_model_and_generators_as_they_were(text_run):
+    before = {name: tensor.clone() for name, tensor in text_run.model.named_parameters()}
+    seed_everything(3)
+    expected = torch.rand(1)
+    for mode in (True, False):
+        text_run.model.train(mode)
+        seed_everything(3)
+        first = predict_texts(text_run, GOOD, device="cpu")
+        assert torch.equal(torch.rand(1), expected)  # no dropout was drawn
+        assert text_run.model.training == mode and text_run.model.encoder.training == mode
+        pd.testing.assert_frame_equal(predict_texts(text_run, GOOD, device="cpu"), first)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in text_run.model.named_parameters())
+    assert all(tensor.grad is None for tensor in text_run.model.parameters())

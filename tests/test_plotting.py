@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import warnings
 
 import matplotlib
 import nbformat
@@ -142,6 +143,38 @@ def make_collapse(n_variants: int = 11, names: list[str] = TEN) -> tuple[pd.Data
     return pd.DataFrame(numbers, index=variants), pd.DataFrame(answers, index=variants, columns=names)
 
 
+def make_seeds(n_methods: int, n_seeds: int = 20) -> pd.DataFrame:
+    """Methods of rising accuracy with falling spread, on 872 sentences, so that some seeds are equal."""
+    names = ["TF-IDF + logistic regression", "plain fine-tuning", "frozen encoder + logistic regression", "LoRA"]
+    rng, rows = np.random.default_rng(0), []
+    for method in range(n_methods):
+        right = np.round(872 * rng.normal(0.6 + 0.03 * method, 0.05 / (1 + method), n_seeds)) / 872
+        name = names[method] if method < 4 else f"{names[2]}, number {method}"
+        rows += [(name, seed, accuracy) for seed, accuracy in enumerate(right)]
+    return pd.DataFrame(rows, columns=["method", "seed", "accuracy"])
+
+
+def make_sure(n_models: int, n_classes: int, n: int = 300) -> dict:
+    """Models with the same answers, each surer of them than the one before."""
+    rng = np.random.default_rng(0)
+    targets = rng.integers(n_classes, size=n)
+    logits = rng.normal(size=(n, n_classes)) + 1.2 * np.eye(n_classes)[targets]
+    scores = [np.exp(0.5 * (model + 1) * logits) for model in range(n_models)]
+    return {
+        f"frozen encoder + logistic head {model}": (targets, score / score.sum(1, keepdims=True))
+        for model, score in enumerate(scores)
+    }
+
+
+def make_reviews(n_sentences: int, n_words: int) -> dict:
+    text = "a gorgeous , witty movie that never talks down to its audience , for $ 5 less than the $ price it 's at !"
+    rng = np.random.default_rng(0)
+    words = [(2 * text.split())[start : start + n_words] for start in range(n_sentences)]
+    effects = [rng.normal(0, 0.1, len(sentence)).tolist() for sentence in words]
+    labels = [f"positive {90 + number} % (wrong)" for number in range(n_sentences)]
+    return {"words": words, "effects": effects, "labels": labels, "class_names": ("negative", "positive")}
+
+
 DB, ACCURACY = {"x_label": "Signal-to-noise ratio (dB)"}, {"y_label": "Accuracy (%)"}
 COSTS = {"parameters": "Parameters", "ms": "Latency of one clip (ms)"}
 
@@ -201,6 +234,17 @@ def make_figures() -> dict:
         "collapse": lambda: plotting.plot_collapse(*make_collapse(), title="One change at a time"),
         "collapse of 12": lambda: plotting.plot_collapse(*make_collapse(12, FIFTY[:12]), title="One change"),
         "collapse of 3": lambda: plotting.plot_collapse(make_collapse(3)[0].iloc[:, :3], make_collapse(3)[1]),
+        "seeds": lambda: plotting.plot_seed_dots(make_seeds(7), references={"chance": 0.5, "all": 0.91}, title="S"),
+        "twelve seeds": lambda: plotting.plot_seed_dots(make_seeds(12, 50), references=REFERENCES, title="A" * 40),
+        "eight seeds": lambda: plotting.plot_seed_dots(make_seeds(8, 5), references=REFERENCES, title="A" * 40),
+        "one strip": lambda: plotting.plot_seed_dots(make_seeds(1)),
+        "reliability": lambda: plotting.plot_reliability(make_sure(3, 2), title="Surer than right"),
+        "reliability of one": lambda: plotting.plot_reliability(make_sure(1, 2), n_bins=15),
+        "reliability of four": lambda: plotting.plot_reliability(make_sure(4, 10), n_bins=30),
+        "words": lambda: plotting.plot_word_effects(**make_reviews(3, 25), title="What each word does"),
+        "one sentence": lambda: plotting.plot_word_effects(**make_reviews(1, 10)),
+        "six sentences": lambda: plotting.plot_word_effects(**make_reviews(6, 15), title="What each word does"),
+        "six long sentences": lambda: plotting.plot_word_effects(**make_reviews(6, 40), title="What each word does"),
         "collapse of 20 classes": lambda: plotting.plot_collapse(*make_collapse(8, FIFTY[:20]), title="A" * 40),
     }  # fmt: skip
     for n_models, names in ((2, TEN), (3, FIFTY[:12]), (4, TEN), (5, TEN), (6, TEN), (6, FIFTY)):
@@ -891,6 +935,224 @@ def test_collapse_separates_the_reference_and_calls_an_even_model_none():
 def test_collapse_refuses_bad_tables(change, message):
     with pytest.raises(ValueError, match=message):
         plotting.plot_collapse(*change(*make_collapse(4)))
+
+
+def test_seed_dots_stand_at_their_accuracies_around_mean_and_range():
+    table = make_seeds(3).rename(columns={"method": "recipe"})
+    fig = plotting.plot_seed_dots(table.sample(frac=1, random_state=0), by="recipe", references={"chance": 0.5})
+    fig.draw_without_rendering()
+    ax = fig.axes[0]
+    names = [label.get_text().replace("\n", " ") for label in ax.get_yticklabels()]
+    strips, texts = lines_of(ax, "o"), [text.get_text() for text in ax.texts]
+    assert sorted(names) == sorted(table["recipe"].unique())
+    ranges = [line for line in ax.lines if line.get_linewidth() == 1.5 and line.get_linestyle() == "-"]
+    means = [line for line in ax.lines if line.get_linewidth() == 4]
+    low, high = ax.get_xlim()
+    for row, name in enumerate(names):
+        accuracy = 100 * table.loc[table["recipe"] == name, "accuracy"]
+        dots = strips[row].get_xydata()
+        np.testing.assert_allclose(np.sort(dots[:, 0]), np.sort(accuracy))
+        assert np.abs(dots[:, 1] - row).max() < 0.45
+        pixels = ax.transData.transform(dots)
+        gaps = np.linalg.norm(pixels[:, None] - pixels, axis=-1) + 100 * np.eye(len(dots))
+        assert gaps.min() > 0.8 * strips[row].get_markersize() * fig.dpi / 72
+        np.testing.assert_allclose(ranges[row].get_xydata(), [[accuracy.min(), row], [accuracy.max(), row]])
+        assert means[row].get_xdata() == pytest.approx([accuracy.mean()] * 2) and means[row].get_ydata().mean() == row
+        numbers = f"{accuracy.mean():.1f} ± {accuracy.std(ddof=1):.1f} %"
+        assert f"{numbers}\n{accuracy.min():.1f} to {accuracy.max():.1f}" in texts
+        assert low < accuracy.min() and high > accuracy.max()
+    assert "chance 50.0 %" in texts and 50 in [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == "--"]
+    assert (low, high) == (46, 72) and ax.get_xticks().tolist() == list(range(46, 73, 2))
+    assert [text.get_text() for text in fig.legends[0].get_texts()][0] == "one of 20 seeds"
+    assert table["accuracy"].max() <= 1
+
+
+def test_seed_dots_of_equal_accuracies_all_show_and_one_seed_has_no_deviation():
+    rows = [*(("equal", seed, 1.0) for seed in range(50)), ("one", 0, 0.685)]
+    table = pd.DataFrame(rows, columns=["method", "seed", "accuracy"])
+    fig = plotting.plot_seed_dots(table)
+    ax = fig.axes[0]
+    equal, one = lines_of(ax, "o")
+    heights = np.sort(equal.get_ydata())
+    assert heights[0] > -0.5 and heights[-1] < 0.5 and np.diff(heights).min() > 0.005
+    assert one.get_xydata().tolist() == [[68.5, 1]] and ax.get_xlim()[1] == 100
+    assert [text.get_text() for text in ax.texts] == ["100.0 ± 0.0 %\n100.0 to 100.0", "68.5 %"]
+    assert fig.legends[0].get_texts()[0].get_text() == "one seed"
+    fig = plotting.plot_seed_dots(table.tail(1))
+    assert not fig.legends and fig.axes[0].get_xlim()[0] < 68.5 < fig.axes[0].get_xlim()[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "references", "message"),
+    [
+        (lambda table: table.drop(columns="seed"), {}, "no column seed; it has method, accuracy"),
+        (lambda table: table.head(0), {}, "no rows"),
+        (lambda table: table.assign(accuracy=100 * table["accuracy"]), {}, "no share of 1; give 0.95"),
+        (lambda table: table.assign(accuracy=table["accuracy"].where(table["seed"] > 0)), {}, "NaN.* in 2 of 40 rows"),
+        (lambda table: table.assign(method=None), {}, "Column method is empty"),
+        (lambda table: table.assign(seed=1), {}, "'TF-IDF .*' has two rows with seed 1"),
+        (lambda table: make_seeds(13, 2), {}, "not 13"),
+        (lambda table: table, {"human": np.nan}, "Reference 'human' is NaN"),
+        (lambda table: table, {"human": 95.7}, "reference 95.7 is no share of 1"),
+    ],
+)
+def test_seed_dots_refuse_bad_tables(change, references, message):
+    with pytest.raises(ValueError, match=message):
+        plotting.plot_seed_dots(change(make_seeds(2)), references=references)
+
+
+def make_binary(groups: list) -> tuple[np.ndarray, np.ndarray]:
+    """Answers in groups of (number, number of right ones, confidence), all of them class 1."""
+    targets = np.concatenate([np.arange(n) < right for n, right, _ in groups]).astype(int)
+    confidence = np.concatenate([np.full(n, sure) for n, _, sure in groups])
+    return targets, np.column_stack([1 - confidence, confidence])
+
+
+def test_reliability_puts_dots_at_mean_confidence_and_accuracy_with_the_error_in_the_legend():
+    model = make_binary([(10, 5, 0.62), (10, 7, 0.68), (20, 18, 0.97), (4, 1, 0.75)])
+    fig = plotting.plot_reliability({"plain fine-tuning": model, "sure of nothing": make_binary([(8, 6, 0.51)])})
+    ax, below = fig.axes
+    diagonal, line, point = ax.lines
+    np.testing.assert_allclose(diagonal.get_xydata(), [[50, 50], [100, 100]])
+    np.testing.assert_allclose(line.get_xydata(), [[65, 60], [97, 90]])
+    np.testing.assert_allclose(point.get_xydata(), [[51, 75]])
+    many, few = ax.collections[:2]
+    np.testing.assert_allclose(many.get_offsets(), line.get_xydata())
+    np.testing.assert_allclose(few.get_offsets(), [[75, 25]])
+    assert few.get_facecolor()[0, :3].tolist() == [1, 1, 1] and many.get_sizes()[0] == many.get_sizes()[1]
+    error = (20 * 0.05 + 20 * 0.07 + 4 * 0.5) / 44
+    assert metrics.expected_calibration_error(*model, n_bins=10) == pytest.approx(error)
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == [
+        "as sure as right", f"plain fine-tuning (ECE {100 * error:.1f} %)", "sure of nothing (ECE 24.0 %)",
+        "fewer than 5 answers",
+    ]  # fmt: skip
+    first, second = ([bar.get_height() for bar in bars] for bars in below.containers)
+    np.testing.assert_allclose(first, 100 * np.array([0, 20, 4, 0, 20]) / 44)
+    np.testing.assert_allclose(second, [100, 0, 0, 0, 0])
+    assert ax.get_ylim()[0] < 20 and ax.get_xlim()[0] == pytest.approx(49) and ax.get_xlabel() == ""
+
+
+def test_reliability_counts_undecided_answers_and_more_answers_make_larger_dots():
+    fig = plotting.plot_reliability({"a": make_binary([(30, 15, 0.5), (60, 57, 0.95)])}, n_bins=20)
+    ax, below = fig.axes
+    np.testing.assert_allclose(ax.lines[1].get_xydata(), [[50, 50], [95, 95]])
+    small, large = ax.collections[0].get_sizes()
+    assert large == pytest.approx(2 * small)
+    (bars,) = below.containers
+    assert bars[0].get_x() >= 50 and bars[0].get_height() == pytest.approx(100 / 3) and len(bars) == 10
+    assert bars[8].get_height() == pytest.approx(200 / 3) and bars[8].get_x() > 90
+    assert fig.legends[0].get_texts()[1].get_text() == "a (ECE 0.0 %)" and len(fig.legends[0].get_texts()) == 2
+
+
+def test_reliability_refuses_what_cannot_be_compared():
+    models = make_sure(2, 3)
+    targets, probabilities = models["frozen encoder + logistic head 0"]
+    for wrong, message in (
+        ({}, "not 0"),
+        (make_sure(5, 3), "not 5"),
+        ({"a": (targets, np.where(probabilities > 0.6, np.nan, probabilities))}, "'a' is unknown: .*do not sum to 1"),
+        ({"a": (targets[:-1], probabilities)}, r"'a' is unknown: .*\(299,\) and \(300, 3\)"),
+        (models | {"b": make_binary([(5, 3, 0.6)])}, "same classes, two or more, .*'b': 2"),
+        ({"c": (np.zeros(5, dtype=int), np.ones((5, 1)))}, "two or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plotting.plot_reliability(wrong)
+    for n_bins in (1, 31, 10.5, "ten"):
+        with pytest.raises(ValueError, match="n_bins is a whole number"):
+            plotting.plot_reliability(models, n_bins=n_bins)
+
+
+def boxes_of(ax) -> list[tuple]:
+    """Return the words of a figure in their order, each with its box."""
+    words = [text for text in ax.texts if text.get_ha() == "center" and text.get_position()[1] > 40]
+    return list(zip(words, ax.patches, strict=True))
+
+
+def test_word_effects_colour_by_sign_and_size_on_one_scale_and_stay_legible():
+    words, effects = [["awful", "but", "odd"], ["great", "film"]], [[-0.4, 0.0, 0.1], [0.2, -0.2]]
+    fig = plotting.plot_word_effects(words, effects, ["negative 80 %", "positive 60 %"], ("negative", "positive"))
+    against, for_it = (np.array(colour) for colour in (plotting.COLOURS[1], plotting.COLOURS[0]))
+    expected = [1 - 0.85 * share * (1 - end) for share, end in
+                ((1, against), (0, for_it), (0.25, for_it), (0.5, for_it), (0.5, against))]  # fmt: skip
+    drawn = boxes_of(fig.axes[0])
+    assert [word.get_text() for word, _ in drawn] == ["awful", "but", "odd", "great", "film"]
+    np.testing.assert_allclose([box.get_facecolor()[:3] for _, box in drawn], expected, atol=1e-6)
+    (bar,) = fig.axes[0].images
+    np.testing.assert_allclose(bar.get_array()[0, [0, 128, 256]], [expected[0], [1, 1, 1], 1 - 0.85 * (1 - for_it)])
+    places = {text.get_text(): text.get_position()[0] for text in fig.axes[0].texts}
+    assert places["speaks for negative"] < places["−0.4"] < places["+0.4"] < places["speaks for positive"]
+
+    def luminance(colour) -> float:  # of WCAG 2
+        shares = np.array(matplotlib.colors.to_rgb(colour))
+        shares = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+        return float(shares @ [0.2126, 0.7152, 0.0722])
+
+    for end in bar.get_array()[0, [0, 256]]:
+        assert (luminance(end) + 0.05) / (luminance(plotting.INK) + 0.05) > 4.5
+    fig = plotting.plot_word_effects([["a", "b"]], [[0.01, 0]], ["x"], ("no", "yes"))  # little effect, little colour
+    np.testing.assert_allclose(boxes_of(fig.axes[0])[0][1].get_facecolor()[:3], 1 - 0.85 * 0.2 * (1 - for_it))
+
+
+@pytest.mark.parametrize(("n_sentences", "n_words", "above"), [(1, 25, True), (3, 25, True), (6, 40, False)])
+def test_words_stand_in_their_boxes_in_lines_that_end_inside_the_figure(n_sentences, n_words, above):
+    reviews = make_reviews(n_sentences, n_words)
+    fig = plotting.plot_word_effects(**reviews, title="Title")
+    fig.draw_without_rendering()
+    drawn = boxes_of(fig.axes[0])
+    assert [word.get_text() for word, _ in drawn] == sum(reviews["words"], [])
+    frames = [box.get_window_extent() for _, box in drawn]
+    bottoms = np.round([frame.y0 for frame in frames])
+    for (word, _), frame in zip(drawn, frames, strict=True):
+        text = word.get_window_extent()
+        assert frame.x0 - 1 < text.x0 and text.x1 < frame.x1 + 1 and frame.y0 - 1 < text.y0 and text.y1 < frame.y1 + 3
+        assert frame.x0 > 5 and frame.x1 < fig.bbox.width - 5 and frame.y0 > 0.045 * fig.bbox.height
+    for before, after in zip(frames, frames[1:], strict=False):
+        assert after.x0 > before.x1 + 1 or after.y1 < before.y0 - 1  # to the right, or on a line below
+    labels = [text for text in fig.axes[0].texts if text.get_weight() == "bold"]
+    assert [label.get_text() for label in labels] == reviews["labels"]
+    for number, label in enumerate(labels):
+        place = label.get_window_extent()
+        lines = bottoms[number * n_words : (number + 1) * n_words]
+        assert len(np.unique(lines)) >= 2
+        first = frames[number * n_words]
+        assert place.y0 > first.y1 - 4 if above else place.x1 < first.x0 and place.y0 < first.y1
+    assert len(np.unique(bottoms)) <= 3 * n_sentences
+
+
+def test_words_that_the_font_cannot_draw_are_boxes_and_dollars_are_dollars():
+    words = ["$x^2$", "🎬", "日本", "a\tb", "", "\ud83d", "W" * 300, "naïve"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fig = plotting.plot_word_effects([words], [[0.1] * 8], ["good 👍 $"], ("$n_1$", "नहीं"), title="Odd")
+        for kind in ("png", "svg"):
+            fig.savefig(io.BytesIO(), format=kind)
+    drawn = [word.get_text() for word, _ in boxes_of(fig.axes[0])]
+    assert drawn[:6] == ["$x^2$", "□", "□□", "a b", " ", "□"] and drawn[7] == "naïve"
+    assert re.fullmatch("W{10,80}…", drawn[6])
+    texts = fig.axes[0].texts
+    assert not any(text.get_parse_math() for text in texts)
+    assert {"good □ $", "speaks for $n_1$", "speaks for □□□□"} <= {text.get_text() for text in texts}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"words": [], "effects": [], "labels": []}, "not 0, 0 and 0"),
+        ({"labels": ["positive 93 %"]}, "not 2, 2 and 1"),
+        (make_reviews(7, 4), "not 7, 7 and 7"),
+        ({"words": [["a", "b"], ["c"]], "effects": [[0.1, 0.2], [0.1, 0.2]]}, r"Sentence 2 .* \(1,\) and \(2,\)"),
+        ({"words": ["ab", ["c"]], "effects": [[0.1, 0.2], [0.1]]}, "Sentence 1 must be a list of words"),
+        ({"words": [["a"], []], "effects": [[0.1], []]}, "Sentence 2 must be a list of words, at least one"),
+        ({"words": [["a"], ["b"]], "effects": [[0.1], [np.nan]]}, "effects of sentence 2 .* from -1 to 1"),
+        ({"words": [["a"], ["b"]], "effects": [[12.0], [0.1]]}, "effects of sentence 1 .* from -1 to 1"),
+        ({"words": [["word"] * 300] * 2, "effects": [[0.1] * 300] * 2}, "600 words do not fit a slide at 14 pt"),
+        ({"class_names": ["a", "b", "c"]}, "two class names"),
+        ({"class_names": "ab"}, "two class names"),
+    ],
+)
+def test_word_effects_refuse_what_does_not_fit(change, message):
+    with pytest.raises(ValueError, match=message):
+        plotting.plot_word_effects(**(make_reviews(2, 10) | change))
 
 
 # ---- FigureBook

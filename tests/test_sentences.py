@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from shared_utils import datasets, demo_sentences
-from shared_utils.datasets import download, load_sentences, load_sst2
+from shared_utils.datasets import download, load_sentences, load_sst2, load_texts, save_texts
 from shared_utils.demo_data import make_review_sentences
 from shared_utils.splits import LeakError, find_text_overlap, normalise_text
 
@@ -678,6 +678,96 @@ def test_files_that_are_no_files(tmp_path):
     for name in ("old.xls", "."):
         with pytest.raises(ValueError, match="is neither an .xlsx nor a .csv file; save the table as one of them"):
             load_sentences(tmp_path / name)
+
+
+# texts without labels
+
+
+@pytest.mark.parametrize("kind", ["xlsx", "csv"])
+def test_load_texts_keeps_the_texts_and_their_order(tmp_path, capsys, kind):
+    rows = [
+        ["id", "Review", "label"],
+        [1, "so good", 1],
+        [2, " ", 1],
+        [3, "1984", None],
+        [4, "👍 とても", 0],
+        [5, "so good", ""],
+    ]
+    path = tmp_path / f"my reviews.{kind}"
+    if kind == "xlsx":
+        write_sheet(path, [[], *rows, [], ["", None, None]])
+    else:
+        pd.DataFrame(rows[1:], columns=rows[0]).to_csv(path, index=False)
+    texts = load_texts(path)
+    assert texts.columns.tolist() == ["text"] and texts.index.tolist() == [0, 1, 2, 3]
+    assert texts["text"].tolist() == ["so good", "1984", "👍 とても", "so good"]
+    assert texts.attrs == {"data_set": "my reviews", "demo": False}
+    assert capsys.readouterr().out == f"Left out 1 blank row of my reviews.{kind}.\n"
+    assert load_texts(path, text="ID")["text"].tolist() == ["1", "2", "3", "4", "5"]
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ([], r"sheet 'Sheet' is empty; its first row must name the columns, such as text\."),
+        ([["text"], ["", None]], r"sheet 'Sheet' names its columns and holds no sentences"),
+        ([["id", "text"], [1, None], [2, " "]], r"sheet 'Sheet' names its columns and holds no sentences"),
+        (
+            [["so good"], ["so bad"]],
+            r"no column of texts; its first row names so good. .* load_texts\(..., text='...'\)",
+        ),
+        ([["text", "review"], ["a", "b"]], r"two columns that could be the text, 'text' and 'review'; .*load_texts\("),
+    ],
+)
+def test_tables_without_texts(tmp_path, rows, message):
+    with pytest.raises(ValueError, match=message):
+        load_texts(write_sheet(tmp_path / "own.xlsx", rows))
+
+
+def test_files_of_texts_that_cannot_be_read(tmp_path):
+    with pytest.raises(FileNotFoundError, match="own.csv does not exist; give an .xlsx or .csv file with a text a row"):
+        load_texts(tmp_path / "own.csv")
+    (tmp_path / "own.xlsx").write_bytes(b"plain text")
+    with pytest.raises(ValueError, match="own.xlsx is damaged, or no .xlsx file at all"):
+        load_texts(tmp_path / "own.xlsx")
+    (tmp_path / "own.txt").write_text("text\na")
+    with pytest.raises(ValueError, match="own.txt is neither an .xlsx nor a .csv file"):
+        load_texts(tmp_path / "own.txt")
+    with pytest.raises(ValueError, match="has no column 'body'; its first row names text"):
+        load_texts(write_sheet(tmp_path / "own.xlsx", [["text"], ["a"]]), text="body")
+
+
+def test_every_kind_of_text_survives_save_texts(tmp_path):
+    texts = [*STRANGE, "w" * 32767]
+    sure = np.linspace(0, 1, len(texts), dtype=np.float32)
+    table = pd.DataFrame({"text": texts, "=no": 1 - sure, "yes": sure, "predicted": ["=no"] * len(texts)})
+    path = save_texts(table, tmp_path / "own.predicted.xlsx")
+    assert load_texts(path)["text"].tolist() == texts
+    header, *rows = read_sheet(path)
+    assert header == ["text", "=no", "yes", "predicted"] and [row[3] for row in rows] == ["=no"] * len(texts)
+    np.testing.assert_allclose([row[1:3] for row in rows], np.stack([1 - sure, sure], 1), atol=1e-7)
+    cells = [cell for row in openpyxl.load_workbook(path).active for cell in row if isinstance(cell.value, str)]
+    assert {cell.data_type for cell in cells} == {"s"} and len(cells) == 4 + 2 * len(texts)  # no formulas
+
+
+def test_what_save_texts_cannot_write_leaves_the_earlier_file(tmp_path, monkeypatch):
+    path = save_texts(pd.DataFrame({"text": ["a"]}), tmp_path / "own.xlsx")
+    before = path.read_bytes()
+    for text, message in (("w" * 32768, "it has 32,768 characters"), ("bell \a", "contains a control character")):
+        with pytest.raises(ValueError, match=f"own.xlsx cannot hold the sentence .*{message}"):
+            save_texts(pd.DataFrame({"text": [text]}), path)
+    with pytest.raises(ValueError, match="own.csv does not end in .xlsx"):
+        save_texts(pd.DataFrame({"text": ["b"]}), tmp_path / "own.csv")
+
+    def deny(*_):  # as Windows does while Excel has the file open
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("os.replace", deny)
+    with pytest.raises(
+        ValueError, match=r"own.xlsx cannot be written \(Permission denied\); if another program has it op"
+    ):
+        save_texts(pd.DataFrame({"text": ["b"]}), path)
+    assert [file.name for file in tmp_path.iterdir()] == ["own.xlsx"] and path.read_bytes() == before
 
 
 # the download
