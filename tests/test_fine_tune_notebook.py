@@ -32,6 +32,7 @@ NOTEBOOK = ROOT / "toy_transformer_sentiment" / "fine_tune_toy_model.ipynb"
 SETTINGS = {
     "FILE": "", "MAX_LENGTH": 32, "DEVICE": "cpu", "BATCH_SIZE": 8, "EPOCHS_PLAIN": 2, "EPOCHS": 3, "LR": 3e-3,
     "LR_LORA": 3e-2, "LORA_RANK": 2, "REINIT_LAYERS": 1, "EPOCHS_PAIRS": 4, "BATCH_PAIRS": 64, "LR_PAIRS": 1e-2,
+    "LR_PAIRS_LORA": 2e-2,
     "TEMPERATURE": 0.1,
 }  # fmt: skip
 
@@ -505,7 +506,8 @@ def test_a_last_batch_of_one_sentence_is_left_out(notebook):
 
 def test_a_step_goes_down_the_gradient_of_its_own_batch(notebook):
     notebook |= {"EPOCHS_PAIRS": 3, "TEMPERATURE": 0.02}  # gradients that are clipped, at first
-    make_optimizer, original, expected, norms = notebook["make_optimizer"], notebook["contrastive_loss"], {}, []
+    make_optimizer, original = notebook["make_optimizer"], notebook["contrastive_loss"]
+    expected, norms, rates = {}, [], []
 
     def spy_on_steps(model, *given, **named):
         optimizer = make_optimizer(model, *given, **named)
@@ -519,7 +521,8 @@ def test_a_step_goes_down_the_gradient_of_its_own_batch(notebook):
         expected["gradients"] = torch.autograd.grad(loss, expected["parameters"], **how)
         return loss
 
-    def compare(*_):
+    def compare(optimizer, *_):
+        rates.append({group["lr"] for group in optimizer.param_groups})
         norm = torch.cat([gradient.flatten() for gradient in expected["gradients"]]).norm().item()
         norms.append(norm)
         for parameter, gradient in zip(expected["parameters"], expected["gradients"], strict=True):
@@ -529,6 +532,7 @@ def test_a_step_goes_down_the_gradient_of_its_own_batch(notebook):
     notebook |= {"make_optimizer": spy_on_steps, "contrastive_loss": spy_on_loss}
     notebook["contrast"](TRAIN, 0)
     assert len(norms) == 3 and max(norms) > 1.5
+    assert rates == [{learning_rate("cosine", step, 3, 1e-2, warmup=0.1)} for step in range(3)]
 
 
 @pytest.mark.parametrize("with_descriptions", [False, True])
@@ -654,7 +658,7 @@ def test_every_method_gets_its_own_recipe(notebook):
         "LoRA": ("fine_tune", plain | {"lora": True, "recipe": {"epochs": 3, "lr": 3e-2, "warmup": 0.1}}),
         "contrastive": ("contrast", pairs),
         "contrastive, descriptions": ("contrast", pairs | {"with_descriptions": True}),
-        "contrastive, descriptions, LoRA": ("contrast", {"with_descriptions": True, "rank": 2, "lr": 3e-2}),
+        "contrastive, descriptions, LoRA": ("contrast", {"with_descriptions": True, "rank": 2, "lr": 2e-2}),
     }  # fmt: skip
     first, second, third = list(notebook["methods"].values())[:3]
     assert (first, second, third) == (notebook["count_words"], notebook["freeze"], notebook["describe"])
