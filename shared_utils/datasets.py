@@ -49,6 +49,11 @@ from shared_utils.splits import (
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 _ESC50_URL = "https://github.com/karolpiczak/ESC-50/archive/refs/heads/master.zip"
 _ESC50_COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file")
+_URBAN_COLUMNS = ("slice_file_name", "fsID", "start", "end", "salience", "fold", "classID", "class")
+_URBAN_CLASSES = tuple(  # in the order of classID
+    "air_conditioner car_horn children_playing dog_bark drilling engine_idling gun_shot jackhammer siren "
+    "street_music".split()
+)
 _DOWNLOAD_COMMAND = "python -m shared_utils.datasets download"
 _SPEECH_COMMANDS_URL = "https://download.tensorflow.org/data/{}.tar.gz"
 # The number of recordings, and the SHA-256 that torchaudio's loader carries; none is published for the test archives.
@@ -97,6 +102,35 @@ def load_esc50(data_dir: str | os.PathLike = "data", subset: str | None = None, 
     _check_classes(clips, folder / "meta" / "esc50.csv")
     clips = _add_labels(clips)
     clips.attrs = {"data_set": "ESC-10" if subset == "esc10" or is_esc10.all() else "ESC-50", "demo": False}
+    return clips
+
+
+def load_urbansound8k(data_dir: str | os.PathLike = "data", *, source: str = "auto") -> pd.DataFrame:
+    """Return UrbanSound8K (Salamon et al. 2014), or a part of it, as a table of clips with the ten official folds.
+
+    Columns: path, label (alphabetical), class_name, fold, source (the Freesound recording, `fsID`), start and end (s:
+    the piece of the recording that the clip is), salience (1: foreground, 2: background). `data_dir` holds
+    UrbanSound8K, or is it: metadata/UrbanSound8K.csv lists the clips of audio/fold1 to fold10, whose files may be wav,
+    flac, ogg or mp3 whatever the table says. `source` as in `load_esc50`, but the publisher asks for a form, so there
+    is no "download". In the complete set five recordings stand in two official folds: `audit(clips, official="fold")`.
+
+    `.attrs` says which: data_set, demo. Raises FileNotFoundError or ValueError that names what is missing or wrong.
+    """
+    folder = _choose_folder(_find_urbansound8k, data_dir, source, "UrbanSound8K", None, "UrbanSound8K")
+    demo = folder is None
+    if demo:
+        from shared_utils.demo_data import make_urban_sounds
+
+        why = f"No UrbanSound8K in {data_dir!s}: using" if source == "auto" else "Using"
+        print(
+            f"{why} the built-in demo data (urban sounds). The real recordings: data/README.md says where they are; "
+            "unpack them there, or name the folder that holds UrbanSound8K."
+        )
+        folder = make_urban_sounds(resolve_path("data/demo/urban_sounds"))
+    clips = _read_urbansound8k(folder)
+    _check_classes(clips, folder / "metadata" / "UrbanSound8K.csv")
+    clips = _add_labels(clips)
+    clips.attrs = {"data_set": "urban sounds" if demo else "UrbanSound8K", "demo": demo}
     return clips
 
 
@@ -283,6 +317,46 @@ def load_folder(
     clips = _add_labels(clips)[["path", "label", "class_name", "fold", "split", "source"]]
     clips.attrs = {"data_set": folder.name, "demo": False}
     return clips
+
+
+def write_split(clips: pd.DataFrame, path: str | os.PathLike, sides: tuple | None = None) -> Path:
+    """Write a table of clips as a CSV that says what trains, validates and tests; `load_folder(path)` reads it again.
+
+    `sides` are the three arrays of row numbers (train, val, test) of `split_by_fold` or `cut_validation`; without them
+    the clips have the column split. Clips on no side are left out. The CSV has the columns path (relative to it),
+    label (the class name), fold, split, source, where `clips` has them, and then its others. Returns its path. Raises
+    ValueError for clips without a side, on two sides, or that are windows of longer files.
+    """
+    path = resolve_path(path)
+    if sides is not None:
+        if len(sides) != len(SIDES):
+            raise ValueError(f"Three index arrays (train, val, test) make a split, not {len(sides)}.")
+        rows = np.concatenate([np.asarray(side) for side in sides])
+        if len(np.unique(rows)) < len(rows):
+            raise ValueError("Some clips are on more than one side; give every row number once.")
+        names = np.full(len(clips), None, dtype=object)
+        names[rows] = np.repeat(SIDES, [len(side) for side in sides])
+        clips = clips.assign(split=names)[pd.notna(names)]
+    if "split" not in clips:
+        raise ValueError("These clips have no column 'split'; give `sides`, the row numbers (train, val, test).")
+    if "clip_start" in clips and clips["clip_start"].notna().any():
+        raise ValueError("Some of these clips are windows of longer files, which this table cannot say; write files.")
+    unknown = sorted(set(clips["split"].astype(str)) - set(SIDES))
+    if unknown:
+        raise ValueError(f"The column split may say train, val or test, not {unknown[0]!r}.")
+    table = clips.drop(columns="label", errors="ignore").rename(columns={"class_name": "label"})
+    table["path"] = [_path_from(path.parent, file) for file in table["path"]]
+    first = [column for column in ("path", "label", "fold", "split", "source") if column in table]
+    with write_whole(path) as temporary:
+        table[first + [column for column in table if column not in first]].to_csv(temporary, index=False)
+    return path
+
+
+def _path_from(folder: Path, file: str) -> str:
+    try:
+        return Path(os.path.relpath(file, folder)).as_posix()
+    except ValueError:  # another drive of Windows
+        return file
 
 
 def load_sst2(
@@ -513,17 +587,28 @@ def _find_esc50(data_dir: str | os.PathLike) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _choose_folder(find, data_dir: str | os.PathLike, source: str, title: str, name: str, folder_name: str):
-    """Return the folder of the real data set, fetched if that was asked for, or None for the demo data."""
-    if source not in ("auto", "real", "demo", "download"):
-        raise ValueError(f"source={source!r} is unknown; choose auto, real, demo or download.")
+def _find_urbansound8k(data_dir: str | os.PathLike) -> Path | None:
+    data_dir = resolve_path(data_dir)
+    if data_dir.name == "UrbanSound8K" or (data_dir / "metadata" / "UrbanSound8K.csv").is_file():
+        return data_dir if data_dir.is_dir() else None
+    return data_dir / "UrbanSound8K" if (data_dir / "UrbanSound8K").is_dir() else None
+
+
+def _choose_folder(find, data_dir: str | os.PathLike, source: str, title: str, name: str | None, folder_name: str):
+    """Return the folder of the real data set, fetched if that was asked for, or None for the demo data.
+
+    Without a `name` there is no download of this data set.
+    """
+    if source not in ("auto", "real", "demo", *(["download"] if name else [])):
+        choices = "auto, real, demo or download" if name else "auto, real or demo"
+        raise ValueError(f"source={source!r} is unknown; choose {choices}.")
     folder = None if source == "demo" else find(data_dir)
     if folder is None and source == "download":
         folder = download(name, data_dir)
     if folder is None and source == "real":
         raise FileNotFoundError(
             f"There is no {title} in {resolve_path(data_dir)}: put the publisher's folder {folder_name} there, "
-            f"or run `{_DOWNLOAD_COMMAND} {name}`."
+            + (f"or run `{_DOWNLOAD_COMMAND} {name}`." if name else "which data/README.md says where to get.")
         )
     if folder is None and source == "auto" and resolve_path(data_dir) != resolve_path("data"):
         if not resolve_path(data_dir).exists():
@@ -569,6 +654,42 @@ def _read_esc50(folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
         }
     )
     return clips, (table["esc10"].str.lower() == "true").to_numpy()
+
+
+def _read_urbansound8k(folder: Path) -> pd.DataFrame:
+    """Return the table of clips without labels."""
+    csv = folder / "metadata" / "UrbanSound8K.csv"
+    if not csv.is_file():
+        raise FileNotFoundError(f"The table {csv} is missing; unpack the data set again.")
+    table = _read_csv(csv, _URBAN_COLUMNS)
+    for column in ("fsID", "salience", "fold", "classID"):
+        table[column] = _read_numbers(table[column], csv)
+    for column in ("start", "end"):
+        seconds = pd.to_numeric(table[column], errors="coerce")
+        wrong = table.index[~np.isfinite(seconds)]
+        if len(wrong):
+            value = table[column][wrong[0]]
+            raise ValueError(f"{csv}, line {wrong[0] + 2}: {column} must be a number of seconds, not {value!r}.")
+        table[column] = seconds.astype(float)
+    wrong = table.index[~table["fold"].between(1, 10)]
+    if len(wrong):
+        raise ValueError(f"{csv}, line {wrong[0] + 2}: the folds are 1 to 10, not {table['fold'][wrong[0]]}.")
+    names = dict(enumerate(_URBAN_CLASSES))
+    wrong = table.index[table["classID"].map(names) != table["class"]]
+    if len(wrong):
+        number, name = table.loc[wrong[0], ["classID", "class"]]
+        official = f"classID {number} is {names[number]}" if number in names else "the classIDs are 0 to 9"
+        raise ValueError(f"{csv}, line {wrong[0] + 2}: {official}, but the line says {number}, {name!r}; correct it.")
+    files = "fold" + table["fold"].astype(str) + "/" + table["slice_file_name"]
+    return pd.DataFrame(
+        {
+            "path": _find_audio(folder / "audio", files, csv),
+            "class_name": table["class"],
+            "fold": table["fold"],
+            "source": table["fsID"].astype(str),
+            **{column: table[column] for column in ("start", "end", "salience")},
+        }
+    )
 
 
 def _choose_speech_commands(
@@ -1306,11 +1427,16 @@ def _shorten(text: str) -> str:
 
 
 def _find_audio(folder: Path, filenames: pd.Series, csv: Path) -> list[str]:
-    """Find each file by its stem, whatever its format, with one listing of the folder."""
+    """Find each file by its stem, whatever its format, with one listing of the folder and each sub-folder named."""
     if not folder.is_dir():
         raise FileNotFoundError(f"The folder {folder} is missing; unpack the data set again beside {csv.parent}.")
-    found = {(file.stem, file.suffix.lower()): file for file in map(Path, os.listdir(folder))}
-    stems = [Path(name).stem for name in filenames]
+    found = {}
+    for parent in dict.fromkeys(os.path.dirname(name) for name in filenames):
+        if (folder / parent).is_dir():
+            for file in os.listdir(folder / parent):
+                stem, end = os.path.splitext(os.path.join(parent, file))
+                found[os.path.normpath(stem), end.lower()] = os.path.join(parent, file)
+    stems = [os.path.normpath(os.path.splitext(name)[0]) for name in filenames]
     files = [next((found[stem, end] for end in AUDIO_SUFFIXES if (stem, end) in found), None) for stem in stems]
     missing = [name for name, file in zip(filenames, files, strict=True) if file is None]
     if missing:

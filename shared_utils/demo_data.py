@@ -1,4 +1,4 @@
-"""The built-in data: everyday sounds, spoken words and review sentences, in the layout of real data sets."""
+"""The built-in data: everyday and urban sounds, spoken words, review sentences, in the layout of real data sets."""
 
 import ctypes
 import functools
@@ -111,7 +111,7 @@ def _plan(n_clips: int) -> pd.DataFrame:
 def _is_complete(folder: Path, readme: str, files: set[str]) -> bool:
     if _read_text(folder / "README.txt") != readme:
         return False
-    return files <= {file.relative_to(folder).as_posix() for file in folder.glob("*/*")} | set(os.listdir(folder))
+    return files <= {file.relative_to(folder).as_posix() for file in folder.rglob("*")}
 
 
 def _read_text(path: Path) -> str:
@@ -127,10 +127,15 @@ def _write_clip(folder: Path, row, seed: int, seconds: float, sample_rate: int) 
     wavfile.write(folder / row.filename, sample_rate, waveform)
 
 
-def _record(sound: Callable, recording, take, n: int, rate: int) -> np.ndarray:
-    """Return one take (n,) in int16: the sound in its room, through an equaliser, over background noise."""
+def _record(
+    sound: Callable, recording, take, n: int, rate: int, noise_range: tuple[float, float] = (-45, -20)
+) -> np.ndarray:
+    """Return one take (n,) in int16: the sound in its room, through an equaliser, over background noise.
+
+    The level of the noise is drawn from `noise_range`, in dB against the loudest parts of the sound.
+    """
     colour, room, background = recording.spawn(3)
-    noise_db, peak = background.uniform(-45, -20), background.uniform(0.2, 0.95)
+    noise_db, peak = background.uniform(*noise_range), background.uniform(0.2, 0.95)
     size = fft.next_fast_len(n + rate // 2, real=True)
 
     dry = fft.rfft(sound(recording, take, n, rate), size)
@@ -378,6 +383,194 @@ def _convolve(values: np.ndarray, kernel: np.ndarray, centred: bool = False) -> 
     full = fft.irfft(fft.rfft(values, size) * fft.rfft(kernel, size), size)
     first = len(kernel) // 2 if centred else 0
     return full[first : first + len(values)]
+
+
+# --- urban sounds ---
+
+_URBAN_VERSION = 1
+_SLICES = (3, 2, 1)  # clips of one recording
+_URBAN_NOISE = {1: (-30, -6), 2: (-10, 0)}  # dB, for sounds in the foreground and in the background
+
+
+def make_urban_sounds(folder: str | os.PathLike, seed: int = 0, n_clips: int = 30, sample_rate: int = 16000) -> Path:
+    """Synthesise the ten classes of UrbanSound8K with `n_clips` clips each, in that data set's layout.
+
+    The folder, which is returned, gets `metadata/UrbanSound8K.csv` (the official columns), `audio/fold1` to `fold10`
+    with `{fsID}-{classID}-0-{slice}.wav` (mono, 16 bit, 1.5 to 4 s, most of them 4 s) and a README.txt. A recording
+    (fsID) draws its pitch, speed, colour, room and noise; its one to three slices share them and lie in one fold. A
+    third of the recordings have the sound in the background (salience 2), with noise up to its own level.
+
+    The folder appears whole or not at all. One with the same arguments is used again, one with others replaced. Raises
+    ValueError if `folder` holds anything else, if `n_clips` does not spread evenly over ten folds, and for less than
+    16 kHz; OSError if the disk is full.
+    """
+    folder = resolve_path(folder)
+    if n_clips < 10 or n_clips % 10:
+        raise ValueError(f"{n_clips} clips a class do not spread evenly over ten folds; give a multiple of 10.")
+    if sample_rate < 16000:
+        raise ValueError(f"{sample_rate} Hz cannot carry these sounds; give 16000 Hz or more.")
+    meta = _plan_slices(n_clips, seed)
+    arguments = f"version {_URBAN_VERSION}, seed {seed}, {n_clips} clips a class, {sample_rate} Hz\n"
+
+    def fill(making: Path, pool: ThreadPoolExecutor) -> None:
+        (making / "metadata").mkdir()
+        meta.to_csv(making / "metadata" / "UrbanSound8K.csv", index=False)
+        for fold in range(1, 11):
+            (making / "audio" / f"fold{fold}").mkdir(parents=True)
+        write = functools.partial(_write_slice, making / "audio", seed=seed, sample_rate=sample_rate)
+        list(pool.map(write, meta.to_dict("records")))
+
+    files = {"metadata/UrbanSound8K.csv", *("audio/fold" + meta["fold"].astype(str) + "/" + meta["slice_file_name"])}
+    return _make_whole(folder, f"Urban sounds: {_SYNTHESISED}{arguments}", files, fill)
+
+
+def _plan_slices(n_clips: int, seed: int) -> pd.DataFrame:
+    """Return the table of clips with the official columns of metadata/UrbanSound8K.csv."""
+    rng = np.random.default_rng(np.random.SeedSequence([seed]))
+    rows = []
+    for number, name in enumerate(_URBAN_SOUNDS):
+        recording = 0
+        for fold in range(1, 11):
+            left = n_clips // 10
+            while left:
+                n_slices = min(left, _SLICES[recording % len(_SLICES)])
+                source = 900_000 + 1000 * number + recording  # far from those of the everyday sounds
+                salience = 1 + int(rng.uniform() < 1 / 3)
+                for k in range(n_slices):
+                    seconds = 4.0 if rng.uniform() < 0.75 else round(rng.uniform(1.5, 4), 2)
+                    filename = f"{source}-{number}-0-{k}.wav"
+                    rows.append((filename, source, 4.0 * k, 4.0 * k + seconds, salience, fold, number, name))
+                left -= n_slices
+                recording += 1
+    columns = ["slice_file_name", "fsID", "start", "end", "salience", "fold", "classID", "class"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _write_slice(folder: Path, row: dict, seed: int, sample_rate: int) -> None:
+    number, source, start = row["classID"], row["fsID"], row["start"]
+    recording = np.random.default_rng(np.random.SeedSequence([seed, number, source, 0]))
+    take = np.random.default_rng(np.random.SeedSequence([seed, number, source, 1 + round(start)]))
+    n = round((row["end"] - start) * sample_rate)
+    noise_range = _URBAN_NOISE[row["salience"]]
+    waveform = _record(_URBAN_SOUNDS[row["class"]], recording, take, n, sample_rate, noise_range)
+    wavfile.write(folder / f"fold{row['fold']}" / row["slice_file_name"], sample_rate, waveform)
+
+
+def _condition_air(recording, take, n, rate):
+    """Blades that hum, over the steady hiss of the air."""
+    pitch, depth, pace = _draw_pitch(recording, 50, 200), recording.uniform(0, 0.4), recording.uniform(0.5, 12)
+    hum = recording.uniform(0.1, 1) * _make_tone(np.full(n, pitch), rate, _draw_overtones(recording, flat=True))
+    swell = 1 + depth * np.sin(2 * np.pi * (np.arange(n) / rate * pace + take.uniform()))
+    return (hum + _make_noise(take, n, _draw_slope(recording, n, rate, 0, 2))) * swell
+
+
+def _honk_horn(recording, take, n, rate):
+    """Blasts of two horns a third apart, one to three in a row."""
+    pitch, interval = _draw_pitch(recording, 300, 500), recording.uniform(1.15, 1.35)
+    weights, length = _draw_overtones(recording, flat=True), recording.uniform(0.15, 0.8)
+    out = np.zeros(n)
+    for start, count in _draw_groups(take, n / rate, (1, 4), 1.3 * length, (0.3, 1.0)):
+        for k in range(count):
+            size = round(length * take.uniform(0.7, 1.3) * rate)
+            ends = _smooth(np.ones(size), 0.03, rate)
+            chord = sum(_make_tone(np.full(size, hertz), rate, weights) for hertz in (pitch, pitch * interval))
+            _add(out, chord * ends, start + 1.3 * length * k, rate)
+    return out
+
+
+def _play_children(recording, take, n, rate):
+    """Several high voices that call at the same time, each with the formants of a vowel."""
+    n_voices, length = int(recording.integers(2, 6)), recording.uniform(0.2, 0.5)
+    out = 0.1 * _make_noise(take, n, _draw_slope(recording, n, rate, 0.5, 1.5))
+    for _ in range(n_voices):
+        pitch, busy = _draw_pitch(recording, 250, 550), recording.uniform(0.3, 1.5)
+        for start, count in _draw_groups(take, n / rate, (1, 5), length, (0.2, busy + 0.3)):
+            for k in range(count):
+                size = round(length * take.uniform(0.5, 1.1) * rate)
+                course = np.linspace(0, 1, size)
+                hertz = pitch * take.uniform(0.8, 1.3) * 2 ** (take.uniform(-0.5, 0.5) * course)
+                hertz *= 1 + 0.02 * np.sin(2 * np.pi * 6 * length * course)
+                formants = np.array([take.uniform(350, 1100), take.uniform(1200, 3000)])
+                distance = (np.arange(1, 11) * hertz.mean() - formants[:, None]) / [[150], [250]]
+                weights = (np.exp(-(distance**2) / 2) * [[1], [0.5]]).sum(0) + 0.03
+                call = _make_tone(hertz, rate, weights) * np.sin(np.pi * course**0.6)
+                _add(out, call * take.uniform(0.3, 1), start + length * k, rate)
+    return out
+
+
+def _drill(recording, take, n, rate):
+    """A motor that whines while it is pressed, and the grain of what it bores into."""
+    pitch, weights = _draw_pitch(recording, 120, 500), _draw_overtones(recording, flat=True)
+    pace, depth, grain = recording.uniform(18, 45), recording.uniform(0.2, 0.9), recording.uniform(0.3, 1.5)
+    on = np.zeros(n)
+    for start, _ in _draw_groups(take, n / rate, (1, 2), recording.uniform(1.0, 4.0), (0.3, 1.0)):
+        _add(on, np.ones(round(take.uniform(1.5, 4) * rate)), start, rate)
+    on = _smooth(np.minimum(on, 1), 0.15, rate)
+    load = _smooth(take.normal(0, 1, n), 0.3, rate) * 8
+    whine = _make_tone(pitch * (0.6 + 0.4 * on) * 2 ** (0.1 * load), rate, weights)
+    hammer = 1 + depth * np.sin(2 * np.pi * pace * np.arange(n) / rate)
+    return (whine + grain * _make_noise(take, n, _draw_slope(recording, n, rate, -1, 1))) * hammer * on
+
+
+def _fire_gun(recording, take, n, rate):
+    """One to four bangs, each with an echo."""
+    decay, boom, delay = recording.uniform(0.02, 0.15), _draw_pitch(recording, 50, 150), recording.uniform(0.08, 0.4)
+    count, pause, echo = int(recording.integers(1, 5)), recording.uniform(0.12, 0.9), recording.uniform(0.05, 0.4)
+    size = round(min(6 * decay + 0.3, n / rate) * rate) // 2 * 2
+    seconds, gain = np.arange(size) / rate, _draw_slope(recording, size, rate, 0, 1)
+    out, start = 0.01 * take.standard_normal(n), take.uniform(0, 0.3)
+    for k in range(count):
+        bang = _make_noise(take, size, gain) * np.exp(-seconds / decay)
+        bang += np.sin(2 * np.pi * boom * seconds) * np.exp(-seconds / (2 * decay))
+        for level, late in ((1, 0), (echo, delay)):
+            _add(out, level * bang * take.uniform(0.8, 1), start + k * pause + late, rate)
+    return out
+
+
+def _hammer_road(recording, take, n, rate):
+    """Blows of metal at ten to twenty-five a second, in bursts, over a compressor."""
+    pace, blow = recording.uniform(10, 25), _draw_strike(recording, rate, (150, 4000), (0.005, 0.03))
+    level = recording.uniform(0.05, 0.4)
+    blows = np.cumsum(take.normal(1, 0.04, int(pace * n / rate) + 3)) / pace - take.uniform(0, 1 / pace)
+    places = (blows[(blows > 0) & (blows < n / rate)] * rate).astype(int)
+    hits, on = np.zeros(n), np.zeros(n)
+    for start, _ in _draw_groups(take, n / rate, (1, 2), recording.uniform(2, 4), (0.2, 0.8)):
+        _add(on, np.ones(round(take.uniform(1.5, 4) * rate)), start, rate)
+    hits[places] = np.minimum(on[places], 1) * take.uniform(0.7, 1, len(places))
+    grit = np.exp(-np.arange(round(0.1 * rate)) / (rate * recording.uniform(0.005, 0.02)))
+    noise = _make_noise(take, n, _draw_slope(recording, n, rate, -0.5, 1))
+    return _convolve(hits, blow) + noise * (level + _convolve(hits, grit))
+
+
+def _play_music(recording, take, n, rate):
+    """A tune in a scale of five tones over a beat, each note plucked or held."""
+    pitch, weights = _draw_pitch(recording, 180, 500), _draw_overtones(recording)
+    beat, held, drum = recording.uniform(0.18, 0.5), recording.uniform(0.1, 1.0), recording.uniform(0, 0.6)
+    scale = 2 ** (np.array([0, 2, 4, 7, 9, 12]) / 12)
+    stroke = _draw_strike(recording, rate, (80, 2500), (0.01, 0.06))
+    out = np.zeros(n)
+    for k, start in enumerate(np.arange(-take.uniform(0, beat), n / rate, beat)):
+        if k % 2:
+            _add(out, drum * stroke, start, rate)
+        for _ in range(int(take.integers(1 - k % 2, 3))):
+            size = round(beat * take.choice([1, 2]) * rate)
+            fade = np.exp(-np.arange(size) / (held * rate)) * _smooth(np.ones(size), 0.02, rate)
+            _add(out, _make_tone(np.full(size, pitch * take.choice(scale)), rate, weights) * fade, start, rate)
+    return out
+
+
+_URBAN_SOUNDS = {  # in the order of classID, which is the alphabet's
+    "air_conditioner": _condition_air,
+    "car_horn": _honk_horn,
+    "children_playing": _play_children,
+    "dog_bark": _bark_dog,
+    "drilling": _drill,
+    "engine_idling": _idle_engine,
+    "gun_shot": _fire_gun,
+    "jackhammer": _hammer_road,
+    "siren": _wail_siren,
+    "street_music": _play_music,
+}
 
 
 # --- spoken words: eSpeak NG speaks them in one thread, the pool gives them a microphone, a room and noise ---

