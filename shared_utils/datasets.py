@@ -121,11 +121,8 @@ def load_urbansound8k(data_dir: str | os.PathLike = "data", *, source: str = "au
     if demo:
         from shared_utils.demo_data import make_urban_sounds
 
-        why = f"No UrbanSound8K in {data_dir!s}: using" if source == "auto" else "Using"
-        print(
-            f"{why} the built-in demo data (urban sounds). The real recordings: data/README.md says where they are; "
-            "unpack them there, or name the folder that holds UrbanSound8K."
-        )
+        real = "recordings: data/README.md says where they are; unpack them there"
+        _announce_demo("UrbanSound8K", data_dir, source, "urban sounds", real, "UrbanSound8K")
         folder = make_urban_sounds(resolve_path("data/demo/urban_sounds"))
     clips = _read_urbansound8k(folder)
     _check_classes(clips, folder / "metadata" / "UrbanSound8K.csv")
@@ -393,11 +390,7 @@ def load_sst2(
     if demo:
         from shared_utils.demo_data import make_review_sentences
 
-        why = f"No SST-2 in {data_dir!s}: using" if source == "auto" else "Using"
-        print(
-            f"{why} the built-in demo data (review sentences). The real ones: `{_DOWNLOAD_COMMAND} sst2`, "
-            "or name the folder that holds SST-2."
-        )
+        _announce_demo("SST-2", data_dir, source, "review sentences", f"ones: `{_DOWNLOAD_COMMAND} sst2`", "SST-2")
         found = make_review_sentences(resolve_path("data/demo/review_sentences")) / "SST-2"
     hashes = [_hash_tsv(found / name) for name in ("train.tsv", "dev.tsv")]
     train, dev = _read_sst2(found, *hashes)
@@ -579,19 +572,24 @@ class ArrayDataset(torch.utils.data.Dataset):
         return ArrayDataset(inputs, self.targets)
 
 
-def _find_esc50(data_dir: str | os.PathLike) -> Path | None:
+def _find_folder(data_dir: str | os.PathLike, name: str, table: str) -> Path | None:
+    """Return the folder `name` in `data_dir`, or `data_dir` itself where it is called so or holds the `table`."""
     data_dir = resolve_path(data_dir)
-    folder = data_dir if data_dir.name == "ESC-50-master" else data_dir / "ESC-50-master"
-    if (data_dir / "meta" / "esc50.csv").is_file():
-        folder = data_dir
+    is_it = data_dir.name == name or (data_dir / table).is_file()
+    folder = data_dir if is_it else data_dir / name
     return folder if folder.is_dir() else None
 
 
-def _find_urbansound8k(data_dir: str | os.PathLike) -> Path | None:
-    data_dir = resolve_path(data_dir)
-    if data_dir.name == "UrbanSound8K" or (data_dir / "metadata" / "UrbanSound8K.csv").is_file():
-        return data_dir if data_dir.is_dir() else None
-    return data_dir / "UrbanSound8K" if (data_dir / "UrbanSound8K").is_dir() else None
+_find_esc50 = functools.partial(_find_folder, name="ESC-50-master", table="meta/esc50.csv")
+_find_urbansound8k = functools.partial(_find_folder, name="UrbanSound8K", table="metadata/UrbanSound8K.csv")
+_find_sst2 = functools.partial(_find_folder, name="SST-2", table="train.tsv")
+
+
+def _announce_demo(
+    title: str, data_dir: str | os.PathLike, source: str, kind: str, real: str, folder_name: str
+) -> None:
+    why = f"No {title} in {data_dir!s}: using" if source == "auto" else "Using"
+    print(f"{why} the built-in demo data ({kind}). The real {real}, or name the folder that holds {folder_name}.")
 
 
 def _choose_folder(find, data_dir: str | os.PathLike, source: str, title: str, name: str | None, folder_name: str):
@@ -622,11 +620,8 @@ def _choose_folder(find, data_dir: str | os.PathLike, source: str, title: str, n
 def _load_everyday_sounds(data_dir: str | os.PathLike, source: str) -> pd.DataFrame:
     from shared_utils.demo_data import make_everyday_sounds
 
-    why = f"No ESC-50 in {data_dir!s}: using" if source == "auto" else "Using"
-    print(
-        f"{why} the built-in demo data (everyday sounds). The real recordings: `{_DOWNLOAD_COMMAND} esc50`, "
-        "or name the folder that holds ESC-50-master."
-    )
+    real = f"recordings: `{_DOWNLOAD_COMMAND} esc50`"
+    _announce_demo("ESC-50", data_dir, source, "everyday sounds", real, "ESC-50-master")
     clips, _ = _read_esc50(make_everyday_sounds(resolve_path("data/demo/everyday_sounds")))
     clips = _add_labels(clips)
     clips.attrs = {"data_set": "everyday sounds", "demo": True}
@@ -1087,13 +1082,6 @@ def _set_folds(clips: pd.DataFrame, folder: Path) -> pd.DataFrame:
     elif silent.any():
         print("Where the silence was cropped from is not known: clips of it may share samples across the folds.")
     return clips
-
-
-def _find_sst2(data_dir: str | os.PathLike) -> Path | None:
-    data_dir = resolve_path(data_dir)
-    if data_dir.name == "SST-2" or (data_dir / "train.tsv").is_file():
-        return data_dir if data_dir.is_dir() else None
-    return data_dir / "SST-2" if (data_dir / "SST-2").is_dir() else None
 
 
 def _hash_tsv(file: Path) -> str:
