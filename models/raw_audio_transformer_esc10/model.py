@@ -46,14 +46,18 @@ class EncoderBlock(nn.Module):
         return self.norm2(x + self.dropout(self.mlp(x)))
 
 
-def gabor_filters(n_filters, size, sample_rate, low=40.0):
-    """Return (2 * n_filters, size): cosines, then sines, at mel-spaced frequencies from `low` Hz up, in Gauss windows.
+def mel_edges(n_filters, sample_rate, low=40.0):
+    """Return where bands begin, have their centres and end: n_filters + 2 frequencies in Hz, even on the mel scale."""
+    return 700 * torch.linspace(math.log1p(low / 700), math.log1p(sample_rate / 2 / 700), n_filters + 2).expm1()
+
+
+def gabor_filters(n_filters, size, sample_rate):
+    """Return (2 * n_filters, size): cosines, then sines, at mel-spaced frequencies, in Gauss windows.
 
     A window is as long as its band is narrow: at half the power a band is as wide as the triangle of the mel scale,
     but no narrower than `size` samples allow (63 Hz for 25 ms).
     """
-    mels = torch.linspace(math.log1p(low / 700), math.log1p(sample_rate / 2 / 700), n_filters + 2)
-    edges = 700 * mels.expm1()  # Hz
+    edges = mel_edges(n_filters, sample_rate)
     centres, widths = edges[1:-1, None], (edges[2:] - edges[:-2])[:, None] / 2
     times = (torch.arange(size) - (size - 1) / 2) / sample_rate  # seconds
     deviations = math.sqrt(math.log(2)) / (math.pi * widths)  # seconds, of the Gauss windows
@@ -74,10 +78,10 @@ class FilterBank(nn.Module):
         super().__init__()
         self.stride, self.pool = stride, pool
         self.register_buffer("start", gabor_filters(n_filters, size, sample_rate), persistent=False)
-        self.change = nn.Parameter(torch.zeros(2 * n_filters, size))  # in hundredths: the ear learns slowly
+        self.change = nn.Parameter(torch.zeros(2 * n_filters, size))  # in thousandths: the ear learns slowly
 
     def forward(self, waveforms):
-        filters = self.start + 0.01 * self.change
+        filters = self.start + 0.001 * self.change
         padded = F.pad(to_float(waveforms), (filters.shape[1] // 2, filters.shape[1] // 2))
         # A convolution as one matrix product over overlapping frames, which is faster for filters this long.
         outputs = padded.unfold(1, filters.shape[1], self.stride) @ filters.T  # (batch, steps, 2 * filters)
@@ -91,14 +95,15 @@ class AudioTransformer(nn.Module):
     def __init__(self, n_classes, n_samples, sample_rate, d_model=128, n_layers=3, n_heads=2, dropout=0.1):
         super().__init__()
         self.filters = FilterBank(64, sample_rate)
-        self.masks = SpecAugment(2, 8, 2, 40)
+        self.masks, self.scale = SpecAugment(2, 8, 2, 40), nn.BatchNorm2d(1)
         layers, n_in = [], 1
         for n_out in (32, 64, 96, 128):
             size = 5 if n_in == 1 else 3
             layers += [nn.Conv2d(n_in, n_out, size, 2, size // 2, bias=False), nn.BatchNorm2d(n_out), nn.ReLU()]
             n_in = n_out
         self.stem = nn.Sequential(*layers, nn.Conv2d(n_in, d_model, 3, 2, 1))
-        n_tokens = 2 * math.ceil((n_samples // 160 + 1) / 32)
+        with torch.no_grad():
+            n_tokens = 2 * math.ceil(self.filters(torch.zeros(1, n_samples)).shape[2] / 32)
         self.class_token = nn.Parameter(torch.zeros(1, 1, d_model))
         self.positions = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1 + n_tokens, d_model), std=0.02))
         self.dropout = nn.Dropout(dropout)
@@ -108,7 +113,8 @@ class AudioTransformer(nn.Module):
 
     def tokens(self, waveforms):
         x = self.masks(self.filters(waveforms))  # (batch, 64, frames)
-        x = self.stem(x.unsqueeze(3).permute(0, 3, 1, 2))  # (batch, d_model, 2, frames / 32), channels last
+        x = self.scale(x.unsqueeze(3).permute(0, 3, 1, 2))  # (batch, 1, 64, frames), channels last
+        x = self.stem(x)  # (batch, d_model, 2, frames / 32)
         x = x.flatten(2).transpose(1, 2)  # (batch, tokens, d_model)
         x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1)
         return self.dropout(x + self.positions[:, : x.shape[1]])
