@@ -63,6 +63,12 @@ _SPEECH_COMMANDS = {
     "speech_commands_test_set_v0.01": (3081, None),
     "speech_commands_test_set_v0.02": (4890, None),
 }
+# Recordings of Freesound that stand in ESC-10 (`src_file`) and in UrbanSound8K (`fsID`): 36 clips there, 110 here.
+ESC10_IN_URBANSOUND8K = (
+    "100032", "110389", "114280", "114587", "116400", "117271", "118072", "118964", "144028", "155312", "157695",
+    "163459", "170015", "180256", "180977", "183992", "184575", "191687", "192236", "194754", "199261", "203128",
+    "207124", "208030", "30226", "30344", "32318", "44831", "50668", "59513", "65750", "85362", "9032", "97392",
+)  # fmt: skip
 _DOWNLOADS = ("esc50", *_SPEECH_COMMANDS, "sst2")
 _RELEASES = ("v0.02", "v0.01", "test_set_v0.02", "test_set_v0.01")  # of Speech Commands, the preferred one first
 _NOISE, _UNKNOWN, _SILENCE = "_background_noise_", "_unknown_", "_silence_"  # folders of Speech Commands

@@ -40,6 +40,8 @@ def pick_device(name: str = "auto") -> torch.device:
 
     Raises ValueError if that device is not on this machine.
     """
+    # Asked through the driver, or asking alone would keep processes that are forked later from using the GPU.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     available = ["cpu"]
     if torch.backends.mps.is_available():
         available.insert(0, "mps")

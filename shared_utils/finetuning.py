@@ -286,8 +286,8 @@ def load_ast(
     """Return (model, used_name): a transformers.ASTForAudioClassification with a fresh linear layer for `n_classes`.
 
     Args:
-        pretrained: `AST` or another model of the hub, a folder in Hugging Face's layout, or the folder of a run that
-            `convert_tiny_ast` takes.
+        pretrained: `AST` or another model of the hub, a folder in Hugging Face's layout, or the folder of a run: one
+            that `convert_tiny_ast` takes, or one whose model has an AST as `encoder`, its `head` and a `front_end`.
         n_classes: classes, 2 or more.
         max_length: frames of 10 ms that the model takes, no more and no fewer: 400 for 4 s, 1024 for AST's own 10 s.
         stand_in: what `find_pretrained` uses where `pretrained` cannot be had: a folder of either kind, or None.
@@ -311,7 +311,7 @@ def load_ast(
     folder, used_name = resolve_path(pretrained), str(pretrained)
     if not _is_run(folder):
         folder, used_name, _ = find_pretrained(pretrained, stand_in)
-    model = convert_tiny_ast(folder) if _is_run(folder) else _read_ast(folder, used_name)
+    model = _read_run(folder) if _is_run(folder) else _read_ast(folder, used_name)
     _set_max_length(model, max_length)
 
     head = nn.utils.skip_init(nn.Linear, model.config.hidden_size, n_classes)
@@ -470,6 +470,31 @@ def _read_ast(folder: Path, used_name: str):
     arguments = {ours[name]: value for name, value in extractor.items() if name in ours}
     _note_front_end(model.config, getattr(model.config, "front_end", arguments))
     return model.eval()
+
+
+def _read_run(folder: Path):
+    """Return the ASTForAudioClassification in a run: of TinyAST, or of a model with an AST as its encoder."""
+    from transformers import ASTForAudioClassification, ASTModel
+
+    run = load_run(folder)
+    encoder, head = (getattr(run.model, name, None) for name in ("encoder", "head"))
+    if not isinstance(encoder, ASTModel):
+        return convert_tiny_ast(folder)
+    front_end = next((part for part in run.model.modules() if isinstance(part, KaldiFbank)), None)
+    with _loading():
+        model = ASTForAudioClassification(encoder.config)
+    parts = (model.audio_spectrogram_transformer, encoder), (model.classifier, head)
+    same = all(part is not None and part.state_dict().keys() == own.state_dict().keys() for own, part in parts)
+    if front_end is None or not same:
+        raise ValueError(
+            f"{run.folder} holds more or less than an AST and its KaldiFbank: adapters, prompts, another head, another "
+            "front-end; name a run of which all weights learned."
+        )
+    model.audio_spectrogram_transformer, model.classifier = encoder, head
+    _name_classes(model.config, run.class_names)
+    names = ("sample_rate", "mean", "std", "normalize")
+    _note_front_end(model.config, {name: getattr(front_end, name) for name in names})
+    return model.requires_grad_(True).eval()
 
 
 def _note_front_end(config, arguments: dict) -> None:

@@ -4,18 +4,32 @@ A data set here is anything with `__len__` and `__getitems__(indices) -> (inputs
 `datasets.ArrayDataset`: one indexing operation gathers a whole batch. The model maps inputs to logits. Inputs are a
 tensor, or a dict of tensors such as the tokens and mask of sentences. A data set that has `lengths` (n,), the length of
 each of its inputs, is cut into batches of similar length: padding costs as much as what it pads.
+
+Started several times at once, by `torchrun --nproc_per_node 2` or (on GPUs) `accelerate launch`, a program trains in
+several processes: every one draws the same batches, learns from its share of each, and ends with the same weights.
 """
 
+import contextlib
 import copy
 import functools
+import io
 import itertools
 import json
+import logging
 import math
+import multiprocessing
 import os
+import pickle
+import signal
+import socket
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -40,6 +54,11 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("none", "step", "cosine", "onecycle")
 AS_IS = (lambda inputs: inputs,)  # one view: the inputs themselves
 _SORTED_TOGETHER = 16  # batches
+_TOO_LATE = (
+    "On a machine with a GPU, processes can only be started before this one has trained or used the GPU: restart it "
+    "and go straight to this training, or start a script with torchrun."
+)
+_GRACE = 3  # seconds that interrupted processes have to end by themselves
 
 
 def learning_rate(
@@ -115,6 +134,7 @@ def fit(
     *,
     epochs: int,
     batch_size: int = 32,
+    accumulate: int = 1,
     optimizer: str = "adamw",
     lr: float = 1e-3,
     weight_decay: float = 0.05,
@@ -135,6 +155,7 @@ def fit(
     views: Sequence[Callable] = AS_IS,
     device: str = "auto",
     precision: str = "auto",
+    num_processes: int = 1,
     checkpoint: str | os.PathLike | None = None,
     resume_from: str | os.PathLike | None = None,
     progress: bool = True,
@@ -147,6 +168,8 @@ def fit(
     Args:
         train, val: data sets (see the module's docstring); targets are class indices.
         epochs, batch_size: passes over `train`, clips a step. A last batch of one clip joins the batch before it.
+        accumulate: a batch goes through the model in so many parts, whose gradients add up to those of the whole batch:
+            less memory, the same step. BatchNorm and dropout see parts. Augmentation and mixing come before the cut.
         optimizer, lr, weight_decay, lr_scale: see `make_optimizer`. schedule, warmup, step_size: see `learning_rate`.
         label_smoothing: share of the target spread over all classes (Szegedy et al. 2016).
         max_grad_norm: gradients are scaled down to this norm; None leaves them alone.
@@ -162,8 +185,12 @@ def fit(
         watch: name -> data set, written to the history as `<name>_accuracy` and never used to choose anything.
         views: see `evaluate`; for validation and `watch`.
         device, precision: see `device.pick_device` and `device.pick_precision`.
+        num_processes: start so many processes and share every batch out among them: threads on the CPU, or a GPU each,
+            as long as this process has not used one. Weights and history come back through a checkpoint in a temporary
+            folder. 1 where torchrun or accelerate launch has started the processes.
         checkpoint: a file that is written whole after every epoch; `resume_from` such a file (same settings, same data)
-            goes on to the same weights as a run that was never interrupted.
+            goes on to the same weights as a run that was never interrupted. `accumulate` and the number of processes
+            may differ.
         progress, title: show a table of epochs under this title.
 
     Returns a DataFrame with one row an epoch: epoch, lr, train_loss, train_accuracy (under augmentation and mixing,
@@ -171,9 +198,15 @@ def fit(
     Its attrs hold best_epoch, interrupted, device and precision. The random numbers come from torch's global generator:
     seed it before building the model (`device.seed_everything`), in the same cell.
 
-    Raises FloatingPointError with epoch, step and learning rate when the loss is no longer finite (the model holds its
-    best weights so far, if there are any). Ctrl-C ends the training early with the best weights and the history so far.
+    Several processes give the weights and history of one, to float accuracy, but for two things: BatchNorm sees the
+    share of each process (the counts of the first are kept), and dropout draws from generators of its own. The random
+    state that they leave, to the caller of `num_processes` too (on the CPU), is that of one process without dropout.
+
+    Raises FloatingPointError with epoch, step and learning rate when the loss is no longer finite, RuntimeError with
+    the settings to change when a step runs out of memory (the model holds its best weights so far, if there are any).
+    Ctrl-C ends the training early with the best weights and the history so far; under torchrun it ends the program.
     """
+    given = dict(locals())
     if len(train) < 2 or epochs < 1 or batch_size < 1 or evaluate_every < 1:
         raise ValueError(
             f"Nothing to train: {len(train)} clips, epochs={epochs}, batch_size={batch_size}, "
@@ -183,9 +216,19 @@ def fit(
         raise ValueError(f"monitor={monitor!r} is unknown; choose val_accuracy or val_loss.")
     if mixup_alpha and mix is not None:
         raise ValueError(f"Both mixup_alpha={mixup_alpha} and mix would blend the clips of a batch; give one of them.")
+    if not 1 <= accumulate <= batch_size:
+        raise ValueError(f"accumulate={accumulate} does not fit batch_size={batch_size}; give 1 to {batch_size}.")
+    n_processes = _count_processes()
+    if num_processes < 1 or (n_processes > 1 and num_processes not in (1, n_processes)):
+        raise ValueError(
+            f"num_processes={num_processes} is not possible: give 1 or more, and 1 where torchrun has started the "
+            f"processes (here: {n_processes})."
+        )
+    if num_processes > n_processes:
+        return _fit_in_processes(given)
     if mixup_alpha:
         mix = functools.partial(mixup, alpha=mixup_alpha)
-    device = pick_device(device)
+    device = _pick_place(device)
     precision = pick_precision(device, precision)
     model.to(device)
     if augment is not None:
@@ -195,6 +238,9 @@ def fit(
     if mix is not None:
         n_classes = _count_classes(model, train, device, views[0])
     optimizer_ = make_optimizer(model, optimizer, lr, weight_decay, lr_scale)
+    team = None if n_processes == 1 else _join_processes(model, device)
+    is_main = team is None or team.is_main_process
+    least = 2 if batch_size >= 2 * accumulate * n_processes else 1  # clips a part
     averaged = copy.deepcopy(model) if ema_decay else None
     steps_per_epoch = len(_batches(train, batch_size))
     n_steps = steps_per_epoch * epochs
@@ -209,8 +255,9 @@ def fit(
     }  # fmt: skip
     if resume_from is not None:
         state, best_weights = _load_checkpoint(resume_from, model, averaged, optimizer_, arguments, device)
+    state |= {"device": name_device(device), "precision": str(precision).removeprefix("torch.")}
 
-    table = _EpochTable(epochs, steps_per_epoch, evaluate_every, progress, title)
+    table = _EpochTable(epochs, steps_per_epoch, evaluate_every, progress and is_main, title)
     interrupted = False
     try:
         for epoch in range(state["epoch"] + 1, epochs + 1):
@@ -225,29 +272,38 @@ def fit(
                 step_lr = learning_rate(schedule, step, n_steps, lr, warmup, step_size, steps_per_epoch)
                 for group in optimizer_.param_groups:
                     group["lr"] = step_lr * group["lr_scale"]
-                inputs, targets = _to(train.__getitems__(indices), device)
-                if augment is not None:
-                    inputs = augment(inputs)
-                if mix is not None:
-                    inputs, targets = mix(inputs, F.one_hot(targets, n_classes).float())
-                with autocast(device, precision):
-                    logits = model(inputs)
-                logits = logits.float()
-                loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
-                losses[i] = loss.detach()
-                # on a GPU asking every step would wait for it every step: there the end of the epoch finds it
-                if device.type == "cpu" and not math.isfinite(losses[i].item()):
-                    break
-                optimizer_.zero_grad(set_to_none=True)
-                loss.backward()
-                if max_grad_norm is not None:
-                    nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
-                optimizer_.step()
-                if averaged is not None:
-                    _update_average(averaged, model, min(ema_decay, (1 + step) / (10 + step)))
-                labels = targets if targets.ndim == 1 else targets.argmax(1)
-                n_correct += (logits.detach().argmax(1) == labels).sum()
+                with _explain_failure(batch_size, accumulate, n_processes):
+                    inputs, targets = _to(train.__getitems__(indices), device)
+                    if augment is not None:
+                        inputs = augment(inputs)
+                    if mix is not None:
+                        inputs, targets = mix(inputs, F.one_hot(targets, n_classes).float())
+                    labels = targets if targets.ndim == 1 else targets.argmax(1)
+                    optimizer_.zero_grad(set_to_none=True)
+                    for rows, weight in _cut(len(targets), accumulate, least, step, team):
+                        with autocast(device, precision):
+                            logits = model(_take(inputs, rows))
+                        logits = logits.float()
+                        loss = weight * F.cross_entropy(logits, targets[rows], label_smoothing=label_smoothing)
+                        loss.backward()
+                        losses[i] += loss.detach()
+                        n_correct += (logits.detach().argmax(1) == labels[rows]).sum()
+                    # on a GPU asking every step would wait for it every step: there the end of the epoch finds it, as
+                    # it does where other processes expect this one at every step
+                    if device.type == "cpu" and team is None and not math.isfinite(losses[i].item()):
+                        break
+                    if team is not None:
+                        _add_gradients(model)
+                    if max_grad_norm is not None:
+                        nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+                    optimizer_.step()
+                    if averaged is not None:
+                        _update_average(averaged, model, min(ema_decay, (1 + step) / (10 + step)))
                 table.step(epoch, i + 1)
+            if team is not None:
+                losses, n_correct = team.reduce((losses, n_correct))
+                for counted in filter(None, (model, averaged)):  # BatchNorm has seen other clips in each process
+                    _follow_main(counted.buffers())
             broken = (~torch.isfinite(losses)).nonzero()
             if len(broken):
                 step = (epoch - 1) * steps_per_epoch + int(broken[0])
@@ -264,12 +320,13 @@ def fit(
             }  # fmt: skip
             judged = model if averaged is None else averaged
             if epoch % evaluate_every == 0 or epoch == epochs:
-                if val is not None:
+                if val is not None:  # every process does all of it: they need not wait for each other
                     result = evaluate(judged, val, views=views, device=str(device), precision=precision)
                     row |= {"val_loss": result["loss"], "val_accuracy": result["accuracy"]}
                 for name, dataset in (watch or {}).items():
                     result = evaluate(judged, dataset, views=views, device=str(device), precision=precision)
                     row[f"{name}_accuracy"] = result["accuracy"]
+                row = row if team is None else _hear_main(row)
                 score = [row["val_accuracy"], -row["val_loss"]] if monitor == "val_accuracy" else [-row["val_loss"]]
                 score = [epoch] if val is None else score
                 if state["best"] is None or score > state["best"]:
@@ -282,7 +339,10 @@ def fit(
             state["epoch"] = epoch
             table.row(row, best=state["best_epoch"] == epoch)
             if checkpoint is not None:
-                _save_checkpoint(checkpoint, model, averaged, optimizer_, best_weights, state, arguments)
+                if is_main:
+                    _save_checkpoint(checkpoint, model, averaged, optimizer_, best_weights, state, arguments)
+                if team is not None:
+                    team.wait_for_everyone()  # whoever goes on may read it
     except KeyboardInterrupt:
         interrupted = True
     finally:
@@ -292,12 +352,7 @@ def fit(
             model.load_state_dict(averaged.state_dict())
         model.eval()
         table.close(state["best_epoch"], interrupted)
-    history = pd.DataFrame(state["rows"])
-    history.attrs = {
-        "best_epoch": state["best_epoch"], "interrupted": interrupted, "device": name_device(device),
-        "precision": str(precision).removeprefix("torch."),
-    }  # fmt: skip
-    return history
+    return _make_history(state, interrupted)
 
 
 @torch.no_grad()
@@ -316,7 +371,7 @@ def evaluate(
     averaged over them. `view_correct` (n,) is the share of views that are right alone, `view_accuracy` its mean. The
     model is put in evaluation mode, so dropout and augmentation are off, and left as it was.
     """
-    device = pick_device(device)
+    device = _pick_place(device)
     if not isinstance(precision, torch.dtype):
         precision = pick_precision(device, precision)
     if len(dataset) == 0:
@@ -355,16 +410,19 @@ def cross_validate(
     folds: Iterable[int] | None = None,
     seeds: Iterable[int] = (0,),
     val_fold: int | None = None,
+    split: Callable | None = None,
     views: Sequence[Callable] = AS_IS,
     **fit_arguments,
 ) -> dict:
-    """Train a fresh model for every seed and test fold of the official folds, with another fold for validation.
+    """Train a fresh model for every seed and test fold of the official folds, with clips of others for validation.
 
     Args:
         make_model: builds an untrained model; called right after seeding, so a run depends on its seed and fold alone.
         dataset: all clips, row for row as in `clips`, which has a `fold` column.
         folds: the test folds to visit; all of them by default.
         val_fold: the validation fold of every round; None: the one after the test fold (`splits.split_by_fold`).
+        split: function (clips, test fold, seed) -> row numbers (train, val, test) in the place of `split_by_fold`, such
+            as lambda clips, fold, seed: splits.cut_validation(clips, fold, 0.15, seed); `val_fold` is NaN then.
         views: see `evaluate`; for validation and test alike.
         fit_arguments: passed to `fit`.
 
@@ -377,18 +435,31 @@ def cross_validate(
             correct, view_correct (share of the views), p0, p1, ... (probability a class).
         histories: (seed, fold) -> history of `fit`. model: the first trained model.
     Ctrl-C ends it with the rounds so far, the last with its best weights so far; before there are any, it is raised.
-    Raises ValueError, before anything is trained, where a round's training, validation or test clips lack a class.
+    Raises ValueError, before anything is trained, where a round's training, validation or test clips lack a class, or
+    share one.
     """
+    if split is not None and val_fold is not None:
+        raise ValueError(f"Both split and val_fold={val_fold} would choose the validation clips; give one of them.")
     folds = None if folds is None else list(folds)
-    check_fold_classes(clips, folds, val_fold)
+    if split is None:
+        check_fold_classes(clips, folds, val_fold)
     rounds = list(itertools.product(seeds, sorted(clips["fold"].unique()) if folds is None else folds))
     if not rounds:
         raise ValueError("There is nothing to cross-validate: give one seed and one fold at least.")
-    dataset = _on_device(dataset, pick_device(fit_arguments.get("device", "auto")))
+    if split is None:
+        sides = [split_by_fold(clips, fold, val_fold) for _, fold in rounds]
+    else:
+        sides = [tuple(np.asarray(rows, dtype=np.int64) for rows in split(clips, fold, seed)) for seed, fold in rounds]
+        _check_split(clips, rounds, sides)
+    n_processes = fit_arguments.get("num_processes", 1)
+    if n_processes > 1 == _count_processes():
+        judge = functools.partial(_evaluate_in_processes, n_processes)
+    else:
+        judge = evaluate
+        dataset = _on_device(dataset, _pick_place(fit_arguments.get("device", "auto")))
     places = {name: fit_arguments[name] for name in ("device", "precision") if name in fit_arguments}
     rows, predictions, histories, first_model = [], [], {}, None
-    for number, (seed, fold) in enumerate(rounds, 1):
-        train, val, test = split_by_fold(clips, fold, val_fold)
+    for number, ((seed, fold), (train, val, test)) in enumerate(zip(rounds, sides, strict=True), 1):
         train_set, val_set, test_set = (Subset(dataset, indices.tolist()) for indices in (train, val, test))
         seed_everything(seed)
         model = make_model()
@@ -400,10 +471,11 @@ def cross_validate(
             raise KeyboardInterrupt(f"stopped before the first validation of {title}")
         first_model = model if first_model is None else first_model
         histories[seed, int(fold)] = history
-        result = evaluate(model, test_set, views=views, **places)
+        result = judge(model, test_set, views=views, **places)
         best = history.set_index("epoch").loc[history.attrs["best_epoch"]]
         rows.append({
-            "seed": seed, "fold": int(fold), "val_fold": int(clips["fold"].iloc[val[0]]), "n_test": len(test),
+            "seed": seed, "fold": int(fold),
+            "val_fold": int(clips["fold"].iloc[val[0]]) if split is None else math.nan, "n_test": len(test),
             "best_epoch": int(history.attrs["best_epoch"]), "val_accuracy": best["val_accuracy"],
             "test_accuracy": result["accuracy"], "view_accuracy": result["view_accuracy"],
             "best_test_accuracy": history["test_accuracy"].max(), "seconds": history["seconds"].sum(),
@@ -423,6 +495,29 @@ def cross_validate(
         "histories": histories,
         "model": first_model,
     }
+
+
+def _check_split(clips: pd.DataFrame, rounds: list[tuple], sides: list[tuple]) -> None:
+    """Raise ValueError where a side of a round lacks a class (`label`) of `clips`, or two sides share a clip."""
+    found = []
+    for (seed, fold), rows in zip(rounds, sides, strict=True):
+        where = f"of test fold {fold}, seed {seed}"
+        n_shared = sum(map(len, rows)) - len(np.unique(np.concatenate(rows)))
+        if n_shared:
+            raise ValueError(f"split puts {n_shared} clips {where} on two sides; give each clip one side.")
+        if "label" not in clips:
+            continue
+        names = clips["class_name" if "class_name" in clips else "label"].groupby(clips["label"].to_numpy()).first()
+        for side, indices in zip(("training", "validation", "test"), rows, strict=True):
+            lacking = names[~names.index.isin(clips["label"].to_numpy()[indices])]
+            found += [f"the {side} {where} has no clip of class {str(name)!r}" for name in lacking]
+    if found:
+        more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+        first = "; ".join(found[:5])
+        raise ValueError(
+            f"{first[0].upper()}{first[1:]}{more}. Training, validation and test need every class: let split take more "
+            "clips of these classes, or leave the classes out."
+        )
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
@@ -477,6 +572,49 @@ def count_multiply_adds(model: nn.Module, inputs: torch.Tensor) -> int:
     return total
 
 
+def count_step_bytes(
+    model: nn.Module, inputs, targets: torch.Tensor, *, device: str = "auto", precision: str = "auto"
+) -> dict[str, int]:
+    """Take one training step with AdamW on a batch of `fit`'s kind and return the bytes that it keeps; `model` changes.
+
+    Keys: parameters; gradients; optimizer, the two moments of what learns; activations, what the forward pass keeps for
+    the backward pass, each storage counted once and parameters left out, autocast's copies of weights included; all,
+    their sum. On a GPU the allocator's peak, "peak", is a little more: scratch memory of single operations.
+    """
+    device = pick_device(device)
+    precision = pick_precision(device, precision)
+    model.to(device).train()
+    inputs, targets = _to((inputs, targets), device)
+    optimizer = make_optimizer(model, "adamw", 1e-6, 0.0)
+    kept = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        with autocast(device, precision):
+            logits = model(inputs)
+        loss = F.cross_entropy(logits.float(), targets)
+    parameters = list(model.parameters())
+    for parameter in parameters:
+        kept.pop(parameter.untyped_storage().data_ptr(), None)
+    loss.backward()
+    optimizer.step()
+    states = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    counted = {
+        "parameters": sum(parameter.nbytes for parameter in parameters),
+        "gradients": sum(parameter.grad.nbytes for parameter in parameters if parameter.grad is not None),
+        "optimizer": sum(state.nbytes for state in states),
+        "activations": sum(kept.values()),
+    }
+    counted["all"] = sum(counted.values())
+    return counted | ({"peak": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {})
+
+
 def _batches(dataset, batch_size: int, shuffle: bool = False) -> list[torch.Tensor]:
     """Split the rows of a data set into batches; a last batch of one joins its neighbour: BatchNorm cannot train on it.
 
@@ -526,6 +664,15 @@ def _describe(function: Callable | None) -> str | None:
     return f"{name}, line {code.co_firstlineno}" if code and "<lambda>" in name else name  # all lambdas share a name
 
 
+def _take(inputs, rows: slice):
+    """Return some rows of a tensor, or of all those in a dict or tuple."""
+    if isinstance(inputs, dict):
+        return {name: _take(value, rows) for name, value in inputs.items()}
+    if isinstance(inputs, tuple):
+        return tuple(_take(value, rows) for value in inputs)
+    return inputs[rows]
+
+
 def _to(batch, device: torch.device):
     """Move a tensor, or all those in a dict or tuple."""
     if isinstance(batch, dict):
@@ -538,6 +685,255 @@ def _to(batch, device: torch.device):
 def _on_device(dataset, device: torch.device):
     """Put the whole data set on a GPU where it can be, so that a batch is gathered there instead of copied."""
     return dataset.to(device) if device.type == "cuda" and hasattr(dataset, "to") else dataset
+
+
+def _make_history(state: dict, interrupted: bool) -> pd.DataFrame:
+    history = pd.DataFrame(state["rows"])
+    history.attrs = {name: state[name] for name in ("best_epoch", "device", "precision")} | {"interrupted": interrupted}
+    return history
+
+
+@contextlib.contextmanager
+def _explain_failure(batch_size: int, accumulate: int, n_processes: int) -> Iterator[None]:
+    """Say which settings to change where a step does not fit into memory, or leaves BatchNorm a single clip."""
+    settings = f"batch_size={batch_size}, accumulate={accumulate} and {n_processes} process{'es' * (n_processes > 1)}"
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise RuntimeError(
+            f"Out of memory in a step with {settings}: lower batch_size, raise accumulate, shorten the inputs, or set "
+            'precision to "bfloat16".'
+        ) from error
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"BatchNorm cannot learn from one clip, which {settings} leave it: raise batch_size, or lower accumulate "
+            "or the number of processes."
+        ) from error
+
+
+def _split(rows: slice, n_parts: int, least: int) -> list[slice]:
+    """Split some rows evenly, into fewer parts where one would have less than `least` of them."""
+    n = rows.stop - rows.start
+    n_parts = max(1, min(n_parts, n // least))
+    return [slice(rows.start + n * k // n_parts, rows.start + n * (k + 1) // n_parts) for k in range(n_parts)]
+
+
+def _cut(n_clips: int, accumulate: int, least: int, step: int, team) -> Iterator[tuple[slice, float]]:
+    """Yield the parts of a batch that this process learns from: their rows and their weight in the mean of the batch.
+
+    Of a batch with fewer clips than processes some get none.
+    """
+    if team is None:
+        for rows in _split(slice(0, n_clips), accumulate, least):
+            yield rows, (rows.stop - rows.start) / n_clips
+        return
+    place = team.process_index
+    share = _split(slice(0, n_clips), team.num_processes, least)[place : place + 1]
+    with torch.random.fork_rng([team.device] if team.device.type == "cuda" else []):
+        # dropout takes as many numbers as the share has clips: drawn apart, it leaves the processes the same state
+        torch.manual_seed(hash((torch.initial_seed(), step, place)) % 2**63)
+        for rows in itertools.chain.from_iterable(_split(rows, accumulate, least) for rows in share):
+            yield rows, (rows.stop - rows.start) / n_clips
+
+
+def _count_processes() -> int:
+    """Return how many processes run this program together, as torchrun and accelerate tell each of them."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
+
+
+def _pick_place(name: str) -> torch.device:
+    """Return `pick_device(name)`, or the GPU that belongs to this one of several processes."""
+    if _count_processes() > 1 and name != "cpu" and torch.cuda._is_in_bad_fork() and torch.cuda.device_count():
+        raise RuntimeError(_TOO_LATE)  # "auto" would quietly take the CPU
+    device = pick_device(name)
+    if _count_processes() == 1 or device.type == "cpu":
+        return device
+    n_here = torch.cuda.device_count() if device.type == "cuda" else 0
+    if int(os.environ["LOCAL_RANK"]) >= n_here:
+        raise ValueError(
+            f"{_count_processes()} processes need a CUDA GPU each, and there are {n_here}: start fewer, or set device "
+            'to "cpu".'
+        )
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+
+
+def _join_processes(model: nn.Module, device: torch.device):
+    """Return the `accelerate.Accelerator` that knows the other processes; all get weights and random state of the main.
+
+    The gradients are added by `_add_gradients`, not by DistributedDataParallel: that needs a share for every process
+    and a use for every parameter, or searches the graph for unused ones in every step and warns when there are none.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import synchronize_rng_states
+
+    team = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+    _follow_main(itertools.chain(model.parameters(), model.buffers()))
+    synchronize_rng_states(["torch", "cuda"] if device.type == "cuda" else ["torch"])
+    return team
+
+
+@torch.no_grad()
+def _follow_main(tensors: Iterable[torch.Tensor]) -> None:
+    """Give the tensors the values that they have in the main process."""
+    for tensor in tensors:
+        value = tensor.detach().contiguous().clone()
+        torch.distributed.broadcast(value, 0)
+        if not torch.equal(value, tensor):  # a constant may be an expanded tensor, which cannot be written to
+            tensor.copy_(value)
+
+
+@torch.no_grad()
+def _add_gradients(model: nn.Module) -> None:
+    """Add up the gradients of all processes in one exchange; a parameter that none of them used keeps no gradient."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    is_used = [float(parameter.grad is not None) for parameter in parameters]
+    flat = [torch.tensor(is_used, device=parameters[0].device)]
+    flat += [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+    flat = torch.cat(flat)
+    torch.distributed.all_reduce(flat)
+    used, *gradients = flat.split([len(parameters), *(parameter.numel() for parameter in parameters)])
+    if not all(is_used):
+        is_used = used.tolist()
+    for parameter, gradient, is_known in zip(parameters, gradients, is_used, strict=True):
+        parameter.grad = gradient.view_as(parameter).to(parameter.dtype) if is_known else None
+
+
+def _hear_main(row: dict) -> dict:
+    """Return the row of the main process, so that all take the same decisions if a last digit differs."""
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([row])[0]
+
+
+def _fit_in_processes(given: dict) -> pd.DataFrame:
+    """Run `fit` in forked processes; weights, history and random state come back in the checkpoint of the main one."""
+    model = given["model"]
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = resolve_path(given["checkpoint"] or Path(folder, "checkpoint.safetensors"))
+        earlier = checkpoint.stat().st_mtime_ns if checkpoint.is_file() else None
+        arguments = given | {"num_processes": 1, "checkpoint": checkpoint}
+        interrupted, failure = _launch(lambda: fit(**arguments), given["num_processes"], folder)
+        is_new = checkpoint.is_file() and checkpoint.stat().st_mtime_ns != earlier
+        state = {"rows": [], "best_epoch": 0, "device": "", "precision": ""}
+        # without a new one, nothing came after the one to resume
+        source = checkpoint if is_new else given["resume_from"] if failure is None else None
+        if source is not None:
+            tensors, saved, _ = _read_checkpoint(resolve_path(source))
+            state |= saved
+            weights = _pick_part(tensors, "best.") or _pick_part(tensors, "averaged.") or _pick_part(tensors, "model.")
+            model.load_state_dict(weights)
+            torch.set_rng_state(tensors["random.cpu"])
+        model.eval()
+    if failure is not None:
+        raise failure
+    return _make_history(state, interrupted)
+
+
+def _evaluate_in_processes(n_processes: int, *arguments, **settings) -> dict:
+    """Call `evaluate` away from this process: once it has used a GPU, it can start no more processes that use one."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder, "result")
+
+        def work():
+            found = evaluate(*arguments, **settings)
+            if os.environ["RANK"] == "0":
+                result.write_bytes(pickle.dumps(found))
+
+        interrupted, failure = _launch(work, n_processes, folder)
+        if interrupted or failure is not None:
+            raise failure or KeyboardInterrupt
+        return pickle.loads(result.read_bytes())
+
+
+def _launch(work: Callable[[], object], n_processes: int, folder: str) -> tuple[bool, BaseException | None]:
+    """Call `work` in so many processes; return whether Ctrl-C ended them, and the error of the first that failed."""
+    from accelerate import notebook_launcher
+
+    n_threads = max(1, torch.get_num_threads() // n_processes)
+    reason, done = Path(folder, "reason"), threading.Event()
+    failures, interrupted = [], False
+
+    def begin():
+        try:
+            if _count_processes() == 1:
+                raise RuntimeError("accelerate starts no processes here, as in Colab: set num_processes to 1.")
+            sys.stdout = stdout
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.environ["OMP_NUM_THREADS"] = str(n_threads)
+            torch.set_num_threads(n_threads)
+            work()
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+        except BaseException as error:
+            # the first failure is the cause of the others, which miss the process that failed
+            with contextlib.suppress(FileExistsError), open(reason, "xb") as file:
+                file.write(_pack(error))
+            raise SystemExit(1) from error
+
+    def launch():
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        try:
+            with _silence_launcher():
+                notebook_launcher(begin, num_processes=n_processes, use_port=str(port))
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            done.set()
+
+    stdout, others = sys.stdout, set(multiprocessing.active_children())
+    # Forked from a fresh thread, which has never computed anything: a child inherits the state of OpenMP in the thread
+    # that forks, and would wait forever for threads of its parent. And Ctrl-C stays with this thread.
+    threading.Thread(target=launch).start()
+    try:
+        done.wait()
+    except KeyboardInterrupt:
+        interrupted = True
+        done.wait(_GRACE)  # a terminal or a notebook interrupts them as well
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        done.wait()
+    if not failures or interrupted:
+        return interrupted, None
+    error = pickle.loads(reason.read_bytes()) if reason.is_file() else failures[0]
+    if "forked subprocess" in str(error) or "fork-based multiprocessing" in str(error):
+        error = RuntimeError(_TOO_LATE)
+    elif not reason.is_file() or "gloo" in str(error) or isinstance(error, torch.distributed.DistError):
+        error = RuntimeError(
+            f"One of {n_processes} processes ended without a word, as when the system has no memory left: lower "
+            f"batch_size or num_processes. ({error})"
+        )
+    return False, error
+
+
+@contextlib.contextmanager
+def _silence_launcher() -> Iterator[None]:
+    """Keep what accelerate and PyTorch print of processes back: GPUs where there are none, an error in many lines."""
+    names = ("torch.distributed.elastic.multiprocessing.api", "torch.multiprocessing.spawn")
+    loggers = [logger for logger in map(logging.getLogger, names) if not logger.disabled]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for logger in loggers:
+            logger.disabled = False
+
+
+def _pack(error: BaseException) -> bytes:
+    """Return a copy of an error for another process; one that cannot be copied becomes a RuntimeError that names it."""
+    try:
+        packed = pickle.dumps(error)
+        pickle.loads(packed)
+        return packed
+    except Exception:
+        return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
 @torch.no_grad()
@@ -564,7 +960,8 @@ class _EpochTable:
         self.every = evaluate_every * math.ceil(epochs / 20 / evaluate_every)
         self.started = self.shown = time.perf_counter()
         self.handle, self.terminal = None, sys.stderr.isatty()
-        if visible and "IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None:
+        is_notebook = _count_processes() == 1 and "IPython" in sys.modules  # which only hears the text of its processes
+        if visible and is_notebook and sys.modules["IPython"].get_ipython() is not None:
             from IPython.display import display
 
             self.handle = display(self._text(), display_id=True)
@@ -627,38 +1024,43 @@ def _save_checkpoint(path, model, averaged, optimizer, best_weights, state, argu
         save_file(tensors, temporary, {"state": json.dumps(state), "arguments": json.dumps(arguments)})
 
 
-def _load_checkpoint(path, model, averaged, optimizer, arguments, device) -> tuple[dict, dict | None]:
-    path = resolve_path(path)
+def _read_checkpoint(path: Path) -> tuple[dict, dict, dict]:
+    """Return the tensors, the state and the arguments of a run."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}; leave resume_from out to start from the beginning.")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        state = json.loads(metadata["state"])
-        saved = json.loads(metadata["arguments"])
+        return tensors, json.loads(metadata["state"]), json.loads(metadata["arguments"])
     except Exception as error:
         raise ValueError(f"{path} is no checkpoint of fit ({error}); leave resume_from out to start anew.") from error
+
+
+def _pick_part(tensors: dict, prefix: str) -> dict:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _load_checkpoint(path, model, averaged, optimizer, arguments, device) -> tuple[dict, dict | None]:
+    path = resolve_path(path)
+    tensors, state, saved = _read_checkpoint(path)
     changed = [f"{name} (was {saved.get(name)}, is {new})" for name, new in arguments.items() if saved.get(name) != new]
     if changed:
         raise ValueError(f"{path} was made with other settings: {', '.join(changed)}; resume with the same ones.")
 
-    def part(prefix: str) -> dict:
-        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
     try:
-        model.load_state_dict(part("model."))
+        model.load_state_dict(_pick_part(tensors, "model."))
         if averaged is not None:
-            averaged.load_state_dict(part("averaged."))
+            averaged.load_state_dict(_pick_part(tensors, "averaged."))
     except RuntimeError as error:
         raise ValueError(f"{path} belongs to another model: {error}") from error
     moments: dict = {}
-    for name, tensor in part("optimizer.").items():
+    for name, tensor in _pick_part(tensors, "optimizer.").items():
         index, name = name.split(".", 1)
         moments.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])
-    best = {name: tensor.to(device) for name, tensor in part("best.").items()}
+    best = {name: tensor.to(device) for name, tensor in _pick_part(tensors, "best.").items()}
     return state, best or None

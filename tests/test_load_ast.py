@@ -7,6 +7,7 @@ from pathlib import Path
 
 import huggingface_hub
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -322,6 +323,81 @@ def test_a_run_keeps_what_was_trained_and_no_more(checkpoint, tmp_path):
     with pytest.raises(RuntimeError, match="Missing key.*head.dense.bias"):
         probe = LinearProbe(str(checkpoint), 2, 96)
         probe.load_state_dict({name: tensor for name, tensor in probe.state_dict().items() if "bias" not in name})
+
+
+class OwnHead(AstClassifier):
+    """A linear layer in the place of AST's head."""
+
+    def __init__(self, pretrained, n_classes, max_length=400):
+        super().__init__(pretrained, n_classes, max_length)
+        self.head = nn.Linear(WIDTH, n_classes)
+
+
+class OwnFrontEnd(AstClassifier):
+    """Spectrograms in the place of waveforms."""
+
+    def __init__(self, pretrained, n_classes, max_length=400):
+        super().__init__(pretrained, n_classes, max_length)
+        self.front_end = nn.Identity()
+
+
+def save_model(model, checkpoint: Path, folder: Path, **arguments) -> str:
+    history = pd.DataFrame({"epoch": [1], "val_accuracy": [0.5]})
+    return str(save_run(
+        "sounds", model, {"SEED": 0}, ["loud", "soft"], {"sample_rate": 16000, "seconds": 1.0}, history, {}, "-",
+        folder=folder, model_arguments={"pretrained": str(checkpoint), "n_classes": 2, "max_length": 96} | arguments,
+    ))  # fmt: skip
+
+
+def test_a_run_of_an_ast_becomes_the_next_backbone(checkpoint, tmp_path, capsys):
+    folder = shutil.copytree(checkpoint, tmp_path / "with extractor")
+    ASTFeatureExtractor(num_mel_bins=36, max_length=190, mean=-6.5, std=3.25).save_pretrained(folder)
+    seed_everything(0)
+    trained = AstClassifier(str(folder), 2, 96, final_output="both").eval()
+    for parameter in trained.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    run = save_model(trained, folder, tmp_path, final_output="both")
+    capsys.readouterr()
+
+    seed_everything(3)
+    expected = torch.rand(1)
+    seed_everything(3)
+    model, used_name = load_ast(run, 3, 96, class_names=NAMES)
+    assert torch.rand(1) == expected and capsys.readouterr().out == ""
+    assert used_name == run and not model.training
+    assert list(model.config.id2label.values()) == NAMES and model.classifier.dense.out_features == 3
+    assert model.config.front_end == {
+        "sample_rate": 16000, "n_mels": 36, "max_length": 96, "mean": -6.5, "std": 3.25, "normalize": True,
+    }  # fmt: skip
+    fresh = load_ast(str(checkpoint), 3, 96)[0].classifier.dense
+    assert torch.equal(model.classifier.dense.weight, fresh.weight) and not model.classifier.dense.bias.any()
+    model.classifier.dense = trained.head.dense
+    waveforms = torch.randn(3, 16000) / 10
+    with torch.no_grad():
+        specs = KaldiFbank(**model.config.front_end)(waveforms)
+        torch.testing.assert_close(model(specs).logits, trained(waveforms))
+
+    shorter, _ = load_ast(run, 3, 56)  # five columns of patches of nine
+    grids = [encoder.embeddings.position_embeddings[0, 2:].unflatten(0, (ROWS, -1))
+             for encoder in (shorter.audio_spectrogram_transformer, trained.encoder)]  # fmt: skip
+    assert torch.equal(grids[0], grids[1][:, 2:7])
+    assert shorter.config.max_length == shorter.config.front_end["max_length"] == 56
+    again = AstClassifier(run, 3, 96)  # a run on top of a run
+    assert torch.equal(again.encoder.layernorm.weight, trained.encoder.layernorm.weight)
+
+
+def test_all_of_a_backbone_can_learn_whatever_was_frozen_in_its_run(checkpoint, tmp_path):
+    run = save_model(LinearProbe(str(checkpoint), 2, 96), checkpoint, tmp_path)
+    model, _ = load_ast(run, 3, 96)
+    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == []
+
+
+@pytest.mark.parametrize("model_class", [LoraClassifier, OwnHead, OwnFrontEnd])
+def test_runs_that_are_more_or_less_than_an_ast_are_refused(checkpoint, tmp_path, model_class):
+    run = save_model(model_class(str(checkpoint), 2, 96), checkpoint, tmp_path)
+    with pytest.raises(ValueError, match=f"^{run} holds more or less than an AST and its KaldiFbank") as error:
+        load_ast(run, 3, 96)
+    assert "\n" not in str(error.value) and str(error.value).endswith("name a run of which all weights learned.")
 
 
 def test_classifiers_that_cannot_be(checkpoint):

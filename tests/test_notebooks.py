@@ -37,6 +37,11 @@ SMALL = {
         "N_TRAIN": 8, "N_SEEDS": 2, "EPOCHS_PLAIN": 1, "EPOCHS": 1, "EPOCHS_PAIRS": 1, "CURVE_SIZES": [4],
         "CURVE_SEEDS": 1,
     },
+    "ast_lora_finetuning": {  # 25 patches a clip
+        "SECONDS": 0.6, "MAX_LENGTH": 60, "EPOCHS": 1, "RANKS": [1], "SHOTS": [1], "SHOT_EPOCHS": 1, "N_PROMPTS": 2,
+        "PRETRAIN_EPOCHS": 1, "HIDDEN_SIZE": 64, "N_LAYERS": 2,
+        "METHODS": ["full fine-tuning", "from scratch", "linear probe", "LoRA", "Conformer adapter", "deep prompts"],
+    },
 }  # fmt: skip
 SMALL_RERUN = {
     "audio_transformer_pipeline": {"EPOCHS": 2, "N_SEEDS_OTHER": 0, "DEVICE": "cpu"},
@@ -48,6 +53,8 @@ SMALL_RERUN = {
     "cnn1d_scratch_transformer": SMALL["cnn1d_scratch_transformer"]
     | {"SECONDS": 0.5, "WINDOW_SECONDS": 0.1, "HOP_SECONDS": 0.2, "HEADS": [2], "REFERENCE_EPOCHS": 0, "VAL_FOLDS": []}
     | {"PROBE_CLIPS": 2, "DEVICE": "cpu"},
+    "ast_lora_finetuning": SMALL["ast_lora_finetuning"]
+    | {"METHODS": ["full fine-tuning", "LoRA"], "PRETRAIN_EPOCHS": 0, "DEVICE": "cpu"},
 }
 
 FORBIDDEN = {
