@@ -1,12 +1,16 @@
 """Fixtures that several test files share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may look anything up on a network
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background, where Ctrl-C is not heard
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # resolved, since it may be a link and the loaders give resolved paths
 SHARED_DATA = (Path(__file__).resolve().parents[2] / "shared" / "data").resolve()
