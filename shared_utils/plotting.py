@@ -172,7 +172,7 @@ def plot_learning_curves(histories: dict[str, pd.DataFrame] | pd.DataFrame, titl
     """Draw loss and accuracy over the epochs: training solid, validation dashed, a dot on the best epoch.
 
     `histories` is a history of `training.fit`, or name -> history; several runs differ in colour. Where nothing was
-    validated, the curves of training stand alone.
+    validated, the curves of training stand alone. A dotted line stands where a history's `dendrites` change.
     """
     if isinstance(histories, pd.DataFrame):
         histories = {"": histories}
@@ -181,7 +181,7 @@ def plot_learning_curves(histories: dict[str, pd.DataFrame] | pd.DataFrame, titl
     fig = _figure(title)
     axes = fig.subplots(1, 2)
     validated = any(history["val_accuracy"].notna().any() for history in histories.values())
-    several, dashes = len(histories) > 1, (0, (4, 1.5))
+    several, dashes, switched = len(histories) > 1, (0, (4, 1.5)), False
     for index, history in enumerate(histories.values()):
         train_colour, val_colour = (_cycle(index), _cycle(index)) if several else COLOURS[:2]
         light = {"linewidth": 1.5, "alpha": 1 if len(histories) <= 4 else 0.3} if several and validated else {}
@@ -192,6 +192,10 @@ def plot_learning_curves(histories: dict[str, pd.DataFrame] | pd.DataFrame, titl
             ax.plot(val["epoch"], scale * val[f"val_{kind}"], color=val_colour, linestyle=dashes)
             chosen = val[val["epoch"] == best]
             ax.plot(chosen["epoch"], scale * chosen[f"val_{kind}"], "o", color=val_colour, **DOT)
+            counts = history.get("dendrites", pd.Series(0, history.index))
+            for epoch in history["epoch"][counts.diff() > 0]:
+                ax.axvline(epoch - 0.5, color=val_colour if several else GREY, linewidth=1.5, linestyle=":", zorder=0)
+                switched = True
     for ax, label in zip(axes, ("Cross-entropy loss (nats)", "Accuracy (%)"), strict=True):
         ax.set(xlabel="Epoch", ylabel=label)
         ax.grid(True)
@@ -205,6 +209,8 @@ def plot_learning_curves(histories: dict[str, pd.DataFrame] | pd.DataFrame, titl
     if best and validated:
         label = "best epoch" if several else f"best epoch: {best}"
         lines[label] = Line2D([], [], color=val_colour, marker="o", ms=10, linestyle="")
+    if switched:
+        lines["dendrites added"] = Line2D([], [], color=GREY, lw=1.5, ls=":")
     _top_legend(fig, list(lines.values()), list(lines))
     if several:
         patches = [Patch(color=_cycle(index)) for index in range(len(histories))]
@@ -511,10 +517,12 @@ def plot_fold_dots(folds: pd.DataFrame, references: dict[str, float] | None = No
 
     Seeds differ in colour; where the table has a column `model`, models do. `references` are accuracies, name -> share
     of 1, drawn as lines: human listeners, a floor, a published model. The band is the mean plus and minus the standard
-    deviation over folds (of each fold's mean over seeds).
+    deviation over folds (of each fold's mean over seeds). More than five models have a row each, and folds the colours.
     """
     numbers = sorted(folds["fold"].unique())
     models = dict(list(folds.groupby("model", sort=False))) if "model" in folds else {"": folds}
+    if len(models) > 5:
+        return _plot_fold_rows(models, numbers, references or {}, title)
     by = "model" if len(models) > 1 else "seed"
     runs = list(folds.groupby([by] if by == "seed" else ["model", "seed"], sort=by == "seed"))
     fig = _figure(title)
@@ -550,6 +558,85 @@ def plot_fold_dots(folds: pd.DataFrame, references: dict[str, float] | None = No
     _label_lines(ax, lines)
     if by == "seed" and len(runs) > 1:
         _top_legend(fig, *ax.get_legend_handles_labels(), handletextpad=0.1)
+    return fig
+
+
+def _plot_fold_rows(models: dict[str, pd.DataFrame], numbers: list, references: dict, title: str | None) -> Figure:
+    fig = _figure(title)
+    ax = fig.subplots()
+    for row, rows in enumerate(models.values()):
+        accuracy = 100 * rows["test_accuracy"]
+        for place, number in enumerate(numbers):
+            dots = accuracy[rows["fold"] == number]
+            shift = 0.3 * (place / max(1, len(numbers) - 1) - 0.5)
+            ax.plot(dots, [row + shift] * len(dots), "o", color=_cycle(place), zorder=4, **DOT | {"markersize": 9})
+        ax.plot([accuracy.mean()] * 2, [row - 0.36, row + 0.36], color=INK, zorder=3)
+        sd = accuracy.groupby(rows["fold"]).mean().std(ddof=1)
+        _write_beside(ax, row, f"{accuracy.mean():.1f} %" + ("" if np.isnan(sd) else f" ± {sd:.1f}"))
+    for value in references.values():
+        ax.axvline(100 * value, color=GREY, linewidth=1.5, linestyle="--", zorder=0)
+    ax.set_yticks(range(len(models)), [_shorten(str(name), 36) for name in models])
+    ax.set(ylim=(len(models) - 0.4, -0.6), xlabel="Accuracy on the test fold (%); line: mean")
+    ax.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+    ax.grid(True, axis="x")
+    dots = [Line2D([], [], color=_cycle(place), marker="o", linestyle="", **DOT) for place in range(len(numbers))]
+    lines = [Line2D([], [], color=GREY, linewidth=1.5, linestyle="--")] * len(references)
+    names = [f"fold {number}" for number in numbers]
+    names += [f"{name} {100 * value:.1f} %" for name, value in references.items()]
+    _top_legend(fig, dots + lines, names)
+    return fig
+
+
+@_styled
+def plot_differences(table: pd.DataFrame, title: str | None = None) -> Figure:
+    """Draw differences of accuracy with their 95 % intervals, a row of `table` each: model, minus, mean, low, high.
+
+    Differences are shares of 1 and drawn in percentage points; those whose interval holds 0 are grey.
+    """
+    _check_columns(table, ["model", "minus", "mean", "low", "high"], numbers=["mean", "low", "high"])
+    fig = _figure(title)
+    ax = fig.subplots()
+    for row, (_, values) in enumerate(table.iterrows()):
+        mean, low, high = (100 * values[column] for column in ("mean", "low", "high"))
+        colour = GREY if low <= 0 <= high else COLOURS[0]
+        whisker = {"ecolor": colour, "elinewidth": 2.5, "capsize": 7, "capthick": 2.5}
+        ax.errorbar([mean], [row], xerr=[[mean - low], [high - mean]], fmt="o", color=colour, **whisker, **DOT)
+        _write_beside(ax, row, f"{mean:+.1f}\n{low:+.1f} to {high:+.1f}")
+    names = [f"{model}\nminus {minus}" for model, minus in zip(table["model"], table["minus"], strict=True)]
+    ax.axvline(0, color=INK, linewidth=1.5, zorder=0)
+    ax.set_yticks(range(len(names)), names)
+    reach = 110 * max(0.01, table[["low", "high"]].abs().max().max())
+    ax.set(ylim=(len(names) - 0.4, -0.6), xlim=(-reach, reach))
+    ax.set_xlabel("Difference of accuracy (percentage points); whisker: 95 % interval")
+    ax.grid(True, axis="x")
+    return fig
+
+
+@_styled
+def plot_boundaries(
+    points: np.ndarray, targets: np.ndarray, maps: dict[str, np.ndarray], reach: float, title: str | None = None
+) -> Figure:
+    """Draw what classifiers of two classes make of a plane, a panel each, in the order of `maps`.
+
+    `points` (n, 2) with `targets` (n,), 0 or 1, lie in every panel; `maps` holds the panel's title -> probability of
+    class 1 (rows, columns) on a grid from -reach to reach, rows upwards.
+    """
+    if not 1 <= len(maps) <= 4:
+        raise ValueError(f"A figure has one to four panels, not {len(maps)}.")
+    fig = _figure(title)
+    for ax, (name, probabilities) in zip(fig.subplots(1, len(maps), squeeze=False)[0], maps.items(), strict=True):
+        frame = (-reach, reach, -reach, reach)
+        look = {"cmap": "PuOr", "vmin": 0, "vmax": 1, "alpha": 0.75}
+        ax.imshow(probabilities, origin="lower", extent=frame, interpolation="bilinear", **look)
+        axis = np.linspace(-reach, reach, len(probabilities))
+        if probabilities.min() < 0.5 < probabilities.max():
+            ax.contour(axis, axis, probabilities, levels=[0.5], colors=INK, linewidths=2)
+        for label, colour in ((0, "#7f3b08"), (1, "#2d004b")):
+            x, y = points[targets == label].T
+            ax.plot(x, y, "o", color=colour, markersize=5, markeredgecolor="white", markeredgewidth=0.7)
+        ax.set(xlim=frame[:2], ylim=frame[2:], aspect="equal", xticks=[], yticks=[])
+        ax.set_title(name)
+        ax.spines[:].set_visible(False)
     return fig
 
 

@@ -86,25 +86,34 @@ def check_fold_classes(
     """
     test_folds = _find_folds(clips) if test_folds is None else test_folds
     rounds = {test_fold: split_by_fold(clips, test_fold, val_fold) for test_fold in test_folds}
-    if "label" not in clips:
-        return
-    names = clips["class_name"] if "class_name" in clips else clips["label"]
-    names = names.groupby(clips["label"].to_numpy()).first()
-    labels, fold = clips["label"].to_numpy(), clips["fold"].to_numpy()
-    found = []
+    fold, named = clips["fold"].to_numpy(), {}  # a fold may be for validation in one round and for test in another
     for test_fold, sides in rounds.items():
         for rows in sides:
             numbers = sorted(set(fold[rows]))
             which = f"fold{'s' * (len(numbers) > 1)} {_join(numbers)}"
-            which = f"training for test fold {test_fold} ({which})" if rows is sides[0] else which
-            found += [f"{which} has no clip of class {str(name)!r}" for name in names[~names.index.isin(labels[rows])]]
-    found = list(dict.fromkeys(found))  # a fold may be for validation in one round and for test in another
+            named[f"training for test fold {test_fold} ({which})" if rows is sides[0] else which] = rows
+    check_classes(clips, named, "deal the clips of these classes to more folds, or leave the classes out")
+
+
+def check_classes(clips: pd.DataFrame, sides: dict[str, np.ndarray], remedy: str) -> None:
+    """Raise ValueError unless each of `sides` (name -> row numbers of `clips`) holds every class (`label`).
+
+    The error names sides and classes, and ends with `remedy`. A table without the column `label` has no classes.
+    """
+    if "label" not in clips:
+        return
+    labels = clips["label"].to_numpy()
+    names = clips["class_name" if "class_name" in clips else "label"].groupby(labels).first()
+    found = [
+        f"{side} has no clip of class {str(name)!r}"
+        for side, rows in sides.items()
+        for name in names[~names.index.isin(labels[rows])]
+    ]
     if found:
         first = "; ".join(found[:5])
         more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
         raise ValueError(
-            f"{first[0].upper()}{first[1:]}{more}. Training, validation and test need every class: deal the clips of "
-            "these classes to more folds, or leave the classes out."
+            f"{first[0].upper()}{first[1:]}{more}. Training, validation and test need every class: {remedy}."
         )
 
 

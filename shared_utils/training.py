@@ -48,7 +48,7 @@ from shared_utils.device import (
     write_whole,
 )
 from shared_utils.spectrograms import mixup
-from shared_utils.splits import check_fold_classes, split_by_fold
+from shared_utils.splits import check_classes, check_fold_classes, split_by_fold
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("none", "step", "cosine", "onecycle")
@@ -412,6 +412,7 @@ def cross_validate(
     val_fold: int | None = None,
     split: Callable | None = None,
     views: Sequence[Callable] = AS_IS,
+    trainer: Callable = fit,
     **fit_arguments,
 ) -> dict:
     """Train a fresh model for every seed and test fold of the official folds, with clips of others for validation.
@@ -424,7 +425,8 @@ def cross_validate(
         split: function (clips, test fold, seed) -> row numbers (train, val, test) in the place of `split_by_fold`, such
             as lambda clips, fold, seed: splits.cut_validation(clips, fold, 0.15, seed); `val_fold` is NaN then.
         views: see `evaluate`; for validation and test alike.
-        fit_arguments: passed to `fit`.
+        trainer: function in the place of `fit`, with its arguments and history, such as dendrites.fit_with_dendrites.
+        fit_arguments: passed to it.
 
     Returns a dict:
         folds: DataFrame, one row a seed and fold: seed, fold, val_fold, n_test, best_epoch, val_accuracy, test_accuracy
@@ -464,7 +466,8 @@ def cross_validate(
         seed_everything(seed)
         model = make_model()
         title = f"test fold {fold}, seed {seed} ({number} of {len(rounds)})"
-        history = fit(model, train_set, val_set, watch={"test": test_set}, views=views, title=title, **fit_arguments)
+        watched = {"watch": {"test": test_set}, "views": views, "title": title}
+        history = trainer(model, train_set, val_set, **watched, **fit_arguments)
         if history.attrs["best_epoch"] == 0:  # stopped by hand before the first validation
             if rows:
                 break
@@ -499,25 +502,15 @@ def cross_validate(
 
 def _check_split(clips: pd.DataFrame, rounds: list[tuple], sides: list[tuple]) -> None:
     """Raise ValueError where a side of a round lacks a class (`label`) of `clips`, or two sides share a clip."""
-    found = []
+    named = {}
     for (seed, fold), rows in zip(rounds, sides, strict=True):
         where = f"of test fold {fold}, seed {seed}"
         n_shared = sum(map(len, rows)) - len(np.unique(np.concatenate(rows)))
         if n_shared:
             raise ValueError(f"split puts {n_shared} clips {where} on two sides; give each clip one side.")
-        if "label" not in clips:
-            continue
-        names = clips["class_name" if "class_name" in clips else "label"].groupby(clips["label"].to_numpy()).first()
         for side, indices in zip(("training", "validation", "test"), rows, strict=True):
-            lacking = names[~names.index.isin(clips["label"].to_numpy()[indices])]
-            found += [f"the {side} {where} has no clip of class {str(name)!r}" for name in lacking]
-    if found:
-        more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
-        first = "; ".join(found[:5])
-        raise ValueError(
-            f"{first[0].upper()}{first[1:]}{more}. Training, validation and test need every class: let split take more "
-            "clips of these classes, or leave the classes out."
-        )
+            named[f"the {side} {where}"] = indices
+    check_classes(clips, named, "let split take more clips of these classes, or leave the classes out")
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
@@ -579,7 +572,8 @@ def count_step_bytes(
 
     Keys: parameters; gradients; optimizer, the two moments of what learns; activations, what the forward pass keeps for
     the backward pass, each storage counted once and parameters left out, autocast's copies of weights included; all,
-    their sum. On a GPU the allocator's peak, "peak", is a little more: scratch memory of single operations.
+    their sum. Not all of it lies there at once: gradients come as activations go. On a GPU there is "peak" as well: the
+    most bytes that PyTorch had allocated at any time of the step, whatever else lies there included.
     """
     device = pick_device(device)
     precision = pick_precision(device, precision)
@@ -593,17 +587,22 @@ def count_step_bytes(
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    def take_step() -> None:
         with autocast(device, precision):
             logits = model(inputs)
         loss = F.cross_entropy(logits.float(), targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    if device.type == "cuda":
+        take_step()  # the moments lie there in all steps but the first
+        torch.cuda.reset_peak_memory_stats(device)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        take_step()
     parameters = list(model.parameters())
     for parameter in parameters:
         kept.pop(parameter.untyped_storage().data_ptr(), None)
-    loss.backward()
-    optimizer.step()
     states = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
     counted = {
         "parameters": sum(parameter.nbytes for parameter in parameters),

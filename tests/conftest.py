@@ -16,6 +16,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's backgro
 SHARED_DATA = (Path(__file__).resolve().parents[2] / "shared" / "data").resolve()
 
 
+def pytest_collection_modifyitems(items: list) -> None:
+    """Put tests that run notebooks first: at the end one process would wait a minute or two for the other's last."""
+    items.sort(key=lambda item: item.path.stem != "test_notebooks")
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder with real recordings that may lie beside the repository; a test that needs it is skipped without."""

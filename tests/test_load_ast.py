@@ -18,7 +18,7 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassificati
 from shared_utils import finetuning
 from shared_utils.datasets import ArrayDataset
 from shared_utils.device import ROOT, seed_everything
-from shared_utils.finetuning import AST, TINY_AST, AstClassifier, convert_tiny_ast, load_ast
+from shared_utils.finetuning import AST, SMALL_AST, TINY_AST, AstClassifier, convert_tiny_ast, load_ast
 from shared_utils.notebooks import load_definitions
 from shared_utils.runs import load_run, save_run
 from shared_utils.spectrograms import KaldiFbank
@@ -126,7 +126,7 @@ def test_nothing_but_the_last_layer_is_new(checkpoint):
 def test_loading_draws_nothing_and_repeats(checkpoint, tmp_path, capfd):
     bare = make_ast(tmp_path / "without head", ASTModel)  # so that transformers draws one
     capfd.readouterr()
-    for folder in (str(checkpoint), str(bare), TINY_AST):
+    for folder in (str(checkpoint), str(bare), TINY_AST, SMALL_AST):
         seed_everything(3)
         expected = torch.rand(1), np.random.rand()
         seed_everything(3)
@@ -202,14 +202,14 @@ def test_tiny_ast_gives_its_own_logits_in_hugging_faces_layout():
     assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in published.state_dict().items())
 
 
-def test_offline_tiny_ast_stands_in_and_says_so(tmp_path, monkeypatch, capsys):
+def test_offline_a_small_ast_stands_in_and_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(finetuning, "_fetch", lambda name: pytest.fail("the network was asked"))
     model, used_name = load_ast(AST, 10)
     printed = capsys.readouterr().out
-    assert printed == f"{AST} cannot be had here (HF_HUB_OFFLINE is set): using {TINY_AST} instead.\n"
-    assert used_name == TINY_AST and model.config.max_length == 400
+    assert printed == f"{AST} cannot be had here (HF_HUB_OFFLINE is set): using {SMALL_AST} instead.\n"
+    assert used_name == SMALL_AST and model.config.max_length == 400
     again, used_again = load_ast(used_name, 10)  # what was used can be named
     assert used_again == used_name and capsys.readouterr().out == ""
     specs = KaldiFbank(**model.config.front_end)(torch.randn(2, 64000) / 10)  # 4 s: 398 frames and 2 of padding

@@ -692,7 +692,7 @@ def test_download_refuses_what_is_not_the_publishers(tmp_path, release, server):
         (whole, 156, "0" * 64, "SHA-256 checksum is not the published one"),
         (pack(release, tarfile.TarInfo("../../evil")), 156, None, "outside the destination"),
         (pack(release, link), 156, None, "absolute path"),
-        (bytes(damaged), 156, None, "(CRC|invalid|compressed)"),
+        (bytes(damaged), 156, None, "(CRC|invalid|compressed|checksum)"),  # the hit part varies
         (b"<html>busy</html>", 156, None, "gzip"),
     ]:
         server.body = body
