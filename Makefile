@@ -12,6 +12,7 @@ help:
 	@echo 'make results      run with the published settings on real data: ONLY=... DATA_DIR=...'
 	@echo 'make benchmarks   compare front-end, decoding and training with the usual ways'
 	@echo 'make test         run the tests'
+	@echo 'make perforatedai get the package perforatedai into a folder of its own, for DENDRITES="perforatedai"'
 
 notebooks: .venv/.installed
 	@$(RUN) run --only "$$ONLY" --data-dir "$$DATA_DIR" --set "$$SET"
@@ -28,9 +29,14 @@ lab: .venv/.installed
 benchmarks: .venv/.installed
 	@.venv/bin/python -m benchmarks.run
 
+# Without its dependencies and outside .venv: they would replace PyTorch there, and break transformers.
+perforatedai: .venv/.installed
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .perforatedai \
+		perforatedai==3.2.9
+
 # Two processes of one thread each: with two threads each they would wait for each other.
 test: .venv/.installed
-	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist worksteal
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist load --maxschedchunk 1
 
 # The stamp is written last. A set-up that was cut short leaves .unfinished behind and starts from nothing the next time,
 # except in a .venv that someone else has made: that is never deleted, pip goes on with it.
@@ -46,4 +52,4 @@ test: .venv/.installed
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,offline]'
 	@rm .venv/.unfinished && touch $@
 
-.PHONY: help notebooks results slides lab benchmarks test
+.PHONY: help notebooks results slides lab benchmarks perforatedai test
