@@ -9,6 +9,7 @@ help:
 	@echo '                  ONLY=audio_transformer_pipeline DATA_DIR=path/to/data SET="EPOCHS=3 SEED=1"'
 	@echo 'make lab          open JupyterLab'
 	@echo 'make slides       make a .pptx of the figures of each notebook (or of the one in ONLY)'
+	@echo 'make compare      put all saved runs (or those of the notebook in ONLY) on one page: figures/compare.html'
 	@echo 'make results      run with the published settings on real data: ONLY=... DATA_DIR=...'
 	@echo 'make benchmarks   compare front-end, decoding and training with the usual ways'
 	@echo 'make test         run the tests'
@@ -22,6 +23,9 @@ results: .venv/.installed
 
 slides: .venv/.installed
 	@$(RUN) slides --only "$$ONLY"
+
+compare: .venv/.installed
+	@$(RUN) compare --only "$$ONLY"
 
 lab: .venv/.installed
 	@.venv/bin/python -m jupyter lab
@@ -52,4 +56,4 @@ test: .venv/.installed
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,offline]'
 	@rm .venv/.unfinished && touch $@
 
-.PHONY: help notebooks results slides lab benchmarks perforatedai test
+.PHONY: help notebooks results slides compare lab benchmarks perforatedai test

@@ -3,12 +3,16 @@
     python -m shared_utils.notebooks run      [--only NAME] [--data-dir DIR] [--set "EPOCHS=3 SEED=1"]
     python -m shared_utils.notebooks results  [--only NAME] --data-dir DIR
     python -m shared_utils.notebooks slides   [--only NAME]
+    python -m shared_utils.notebooks compare  [--only NAME]
+    python -m shared_utils.notebooks name     RUN NAME
+    python -m shared_utils.notebooks delete   RUN
     python -m shared_utils.notebooks refresh  [--only NAME]
 
 `run` keeps executed copies in executed/. `results` runs notebooks with the settings in <task>/results/settings.json and
 puts rows and figures beside that file, and the weights that a notebook wants to publish into models/. `slides` makes a
-.pptx of each notebook's figures. `refresh` writes the outputs of a default run on the demo data into the committed
-notebooks. The Makefile calls all but the last.
+.pptx of each notebook's figures. `compare` writes figures/compare.html, on which all saved runs stand side by side;
+`name` and `delete` do that to a run, given by its folder or the last part of it. `refresh` writes the outputs of a
+default run on the demo data into the committed notebooks. The Makefile calls the first four.
 """
 
 import argparse
@@ -31,8 +35,22 @@ from shared_utils.device import ROOT, write_whole
 
 TASKS = ("toy_transformer_sentiment", "audio_spectrogram_transformer", "speech_commands_transformer")
 RESULT_KEYS = (
-    "notebook", "data", "protocol", "model", "metric", "mean", "sd", "seeds", "low", "high", "n_test", "parameters",
-    "seconds", "device", "command", "versions",
+    "notebook",
+    "data",
+    "protocol",
+    "model",
+    "metric",
+    "mean",
+    "sd",
+    "seeds",
+    "low",
+    "high",
+    "n_test",
+    "parameters",
+    "seconds",
+    "device",
+    "command",
+    "versions",
 )
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -129,8 +147,14 @@ def run_notebook(path: Path, settings: dict[str, object], output: Path, root: Pa
     with _live_line(path.stem, progress):
         try:
             papermill.execute_notebook(
-                path, output, parameters=settings, kernel_name="python3", cwd=path.parent, progress_bar=False,
-                on_cell_execute=note_cell, extra_arguments=["--log-level=CRITICAL"],  # a kernel's log breaks the line
+                path,
+                output,
+                parameters=settings,
+                kernel_name="python3",
+                cwd=path.parent,
+                progress_bar=False,
+                on_cell_execute=note_cell,
+                extra_arguments=["--log-level=CRITICAL"],  # a kernel's log breaks the line
             )
         except Exception as exception:  # whatever stops one notebook must not stop the others
             status = f"failed in cell {progress['cell']}"
@@ -145,7 +169,11 @@ def run_notebook(path: Path, settings: dict[str, object], output: Path, root: Pa
         shown = error if sys.stdout.isatty() else _ANSI.sub("", error)
         print(f"\n{path.name}, cell {progress['cell']} of {progress['cells']}: {first_line}\n\n{shown}\n", flush=True)
     return {
-        "notebook": path.stem, "status": status, "seconds": seconds, "headline": headline, "figures": new_figures,
+        "notebook": path.stem,
+        "status": status,
+        "seconds": seconds,
+        "headline": headline,
+        "figures": new_figures,
         "runs": new_runs,
     }
 
@@ -174,7 +202,7 @@ def _live_line(name: str, progress: dict) -> Iterator[None]:
         print("\r\x1b[K", end="", flush=True)
 
 
-def _print_table(results: list[dict]) -> None:
+def _print_results(results: list[dict]) -> None:
     """Print notebook, status, seconds, headline and number of figures, a notebook a line."""
     rows = [("notebook", "status", "seconds", "headline", "figures")]
     for result in results:
@@ -182,13 +210,17 @@ def _print_table(results: list[dict]) -> None:
         rows.append(
             (result["notebook"], result["status"], f"{result['seconds']:.0f}", result["headline"], str(pictures))
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    _print_table(rows)
+
+
+def _print_table(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     print()
     for row in rows:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 
-# ---- the four commands; each returns the number of notebooks that failed
+# ---- the commands; each returns the number of notebooks that failed
 
 
 def run(only: str = "", data_dir: str = "", settings: str = "") -> int:
@@ -244,6 +276,31 @@ def make_slides(only: str = "") -> int:
     return 0
 
 
+def compare(only: str = "") -> int:
+    """Write the page that compares all saved runs, or those of one notebook; print where it lies and a short table."""
+    from shared_utils.comparison import write_page
+
+    path, table = write_page(only)
+    print(path)
+    if len(table):
+        _print_table([tuple(table), *(tuple(map(str, row)) for row in table.itertuples(index=False))])
+    return 0
+
+
+def _name_run(run: str, name: str) -> int:
+    from shared_utils.runs import name_run
+
+    print(f"{name_run(run, name)} is called {' '.join(name.split())!r} now.")
+    return 0
+
+
+def _delete_run(run: str) -> int:
+    from shared_utils.runs import delete_run
+
+    print(f"{delete_run(run)} is deleted.")
+    return 0
+
+
 def refresh(only: str = "") -> int:
     """Write the outputs of a default run on the demo data into the committed notebooks; their sources stay as they are.
 
@@ -292,7 +349,7 @@ def _report(plan: list[tuple[Path, dict]], execute: Callable[[Path, dict], dict]
             results.append(execute(path, values))
     except KeyboardInterrupt:
         print(f"Stopped; {len(plan) - len(results)} of {len(plan)} notebooks did not finish.")
-    _print_table(results)
+    _print_results(results)
     return len(plan) - sum(result["status"] == "ok" for result in results)
 
 
@@ -532,7 +589,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says; return the exit status: 0, 1 if a notebook failed, 2 if the request was wrong."""
     parser = argparse.ArgumentParser(prog="python -m shared_utils.notebooks", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("run", "results", "slides", "refresh"):
+    for name in ("name", "delete"):
+        command = commands.add_parser(name)
+        command.add_argument("run", metavar="RUN", help="the folder of a run, or the last part of it")
+        if name == "name":
+            command.add_argument("name", metavar="NAME", help="what it is called from now on, up to 40 characters")
+    for name in ("run", "results", "slides", "compare", "refresh"):
         command = commands.add_parser(name)
         command.add_argument("--only", default="", help="the name of one notebook")
         if name in ("run", "results"):
@@ -540,7 +602,9 @@ def main(arguments: list[str] | None = None) -> int:
         if name == "run":
             command.add_argument("--set", default="", dest="settings", help='settings, such as "EPOCHS=3 SEED=1"')
     options = vars(parser.parse_args(arguments))
-    action = {"run": run, "results": publish, "slides": make_slides, "refresh": refresh}[options.pop("command")]
+    actions = {"run": run, "results": publish, "slides": make_slides, "refresh": refresh}
+    actions |= {"compare": compare, "name": _name_run, "delete": _delete_run}
+    action = actions[options.pop("command")]
     try:
         return int(action(**options) > 0)
     except (ValueError, FileNotFoundError) as error:

@@ -580,10 +580,10 @@ def _plot_fold_rows(models: dict[str, pd.DataFrame], numbers: list, references: 
     ax.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     ax.grid(True, axis="x")
     dots = [Line2D([], [], color=_cycle(place), marker="o", linestyle="", **DOT) for place in range(len(numbers))]
-    lines = [Line2D([], [], color=GREY, linewidth=1.5, linestyle="--")] * len(references)
-    names = [f"fold {number}" for number in numbers]
-    names += [f"{name} {100 * value:.1f} %" for name, value in references.items()]
-    _top_legend(fig, dots + lines, names)
+    _top_legend(fig, dots, [f"fold {number}" for number in numbers], handletextpad=0.1)
+    if references:
+        lines = [Line2D([], [], color=GREY, linewidth=1.5, linestyle="--")] * len(references)
+        _bottom_legend(fig, lines, [f"{name} {100 * value:.1f} %" for name, value in references.items()])
     return fig
 
 

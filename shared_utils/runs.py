@@ -2,6 +2,7 @@
 
 `models/<notebook>/<time>-<hash>/` holds weights.safetensors, model.py (the source of the model), run.json (settings,
 preprocessing, class names, metrics, device, versions), history.csv and, where there are rows to publish, results.json.
+`compare_runs` shows them beside each other, `name_run` and `delete_run` keep them in order.
 Beside them: `sweep` trains over many settings and keeps what is finished, `export_onnx` writes a model as one graph,
 `track_curves` hands learning curves to an experiment tracker.
 """
@@ -57,7 +58,12 @@ FRONT_ENDS = ("KaldiFbank", "LogMel", "Mfcc")
 EXECUTORS = ("serial", "processes", "ray")
 TRACKERS = ("none", "tensorboard", "trackio", "wandb")
 _RUN_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
-_RECORD = ("notebook", "created", "headline", "settings", "preprocessing", "class_names", "metrics", "data", "model")
+_RUN_FILES = ("run.json", "history.csv", "model.py", "weights.safetensors")
+_RECORD = {
+    "notebook": str, "created": str, "headline": str, "settings": dict, "preprocessing": dict, "class_names": list,
+    "metrics": dict, "data": dict, "model": dict,
+}  # fmt: skip
+LONGEST_NAME = 40
 
 
 @dataclass
@@ -178,11 +184,10 @@ def load_run(path: str | os.PathLike, folder: str | os.PathLike = "models") -> R
         raise ValueError(f"{weights} does not fit {record['model']['class']} in model.py: {reason}") from error
     model.eval()
     known = ("notebook", "created", "headline", "class_names", "settings", "preprocessing", "metrics", "data")
-    predictions, results = run / "predictions.csv", run / "results.json"
+    predictions = run / "predictions.csv"
     return Run(
         folder=run, history=history, model=model, **{name: record[name] for name in known},
-        predictions=pd.read_csv(predictions) if predictions.is_file() else None,
-        results=json.loads(results.read_text(encoding="utf-8")) if results.is_file() else [],
+        predictions=pd.read_csv(predictions) if predictions.is_file() else None, results=_read_results(run),
     )  # fmt: skip
 
 
@@ -437,34 +442,123 @@ def sweep(
 def compare_runs(notebook: str, folder: str | os.PathLike = "models") -> pd.DataFrame:
     """Return a row a run of `notebook`, newest first: created, data, epochs, metrics, and the settings that differ.
 
-    A run that cannot be read is named in a printed line and left out.
+    Where runs have a name (`name_run`) it comes first. Where at least two can be compared, `delta` is how many points a
+    run is away from the best one on the same data: see `read_runs`. A run that cannot be read is named in a printed
+    line and left out.
     """
-    runs = _read_runs(notebook, folder)
-    differing = _differing_settings([record for record, _ in runs])
+    runs, problems = read_runs(notebook, folder)
+    for problem in problems:
+        print(f"Left out: {problem}")
+    differing = differing_settings(runs)
+    has_names = any(run["name"] for run in runs)
+    has_deltas = any(run["delta"] is not None for run in runs)
     rows = []
-    for record, history in runs:
-        data = record["data"]
-        data_set = f"{data.get('data_set', '')}{' (demo data)' if data.get('demo') else ''}"
-        row = {"created": record["created"], "data": data_set, "epochs": len(history)}
-        row |= {name: value for name, value in record["metrics"].items() if isinstance(value, int | float)}
-        rows.append(row | {name: _show(record["settings"].get(name)) for name in differing})
+    for run in runs:
+        data_set = f"{run['data'].get('data_set', '')}{' (demo data)' if run['data'].get('demo') else ''}"
+        row = {"name": run["name"]} if has_names else {}
+        row |= {"created": run["created"], "data": data_set, "epochs": len(run["history"])}
+        row |= {name: value for name, value in run["metrics"].items() if isinstance(value, int | float)}
+        if has_deltas:
+            row["delta"] = math.nan if run["delta"] is None else round(run["delta"], 2)
+        rows.append(row | {name: _show(run["settings"].get(name)) for name in differing})
     return pd.DataFrame(rows)
+
+
+def read_runs(notebook: str, folder: str | os.PathLike = "models") -> tuple[list[dict], list[str]]:
+    """Return what is known of each run of `notebook`, newest first, and a sentence a folder that cannot be read.
+
+    No model is built. A run is its run.json and beside that
+    - folder, history and results, as in a `Run`; name, "" if it has none; seconds of training, None if unknown;
+    - metric and value: the first of its metrics that is a share of 1 and of which more is better; None without one;
+    - low and high: the interval of that number, where results.json has it, else None;
+    - group: a text that is the same for runs on the same data set, demo data apart, with the same classes and metric;
+    - delta: points to the best run of its group, 0 for the best; None where there is nothing to compare it with.
+    """
+    runs, problems = [], []
+    for path in _run_folders(notebook, folder):
+        try:
+            record, history = _read_run(path)
+            runs.append(record | {"folder": path, "history": history, "results": _read_results(path)})
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    for run in runs:
+        run["name"] = run.get("name") or ""
+        run["metric"], run["value"] = _main_metric(run["metrics"])
+        run["low"], run["high"] = _find_interval(run)
+        seconds = pd.to_numeric(run["history"].get("seconds", pd.Series(dtype=float)), errors="coerce")
+        run["seconds"] = None if seconds.isna().all() else float(seconds.sum())
+        data = run["data"]
+        classes = sorted(map(str, run["class_names"]))
+        run["group"] = _to_json([data.get("data_set"), bool(data.get("demo")), classes, run["metric"]])
+    groups: dict[str, list[float]] = {}
+    for run in runs:
+        if run["value"] is not None and run["data"].get("data_set"):  # nobody knows whether unnamed data is the same
+            groups.setdefault(run["group"], []).append(run["value"])
+    for run in runs:
+        values = groups.get(run["group"], [])
+        run["delta"] = 100 * (run["value"] - max(values)) if len(values) > 1 else None
+    return runs, problems
+
+
+def differing_settings(runs: list[dict]) -> list[str]:
+    """Return the names of the settings that are not the same in all `runs`, dicts with a key `settings`."""
+    names = dict.fromkeys(name for run in runs for name in run["settings"])
+    return [name for name in names if len({_to_json(run["settings"].get(name, "-")) for run in runs}) > 1]
 
 
 def load_histories(notebook: str, last: int = 8, folder: str | os.PathLike = "models") -> dict[str, pd.DataFrame]:
     """Return name -> history of the `last` runs of `notebook`, newest first, for `plotting.plot_learning_curves`.
 
-    A name is the settings in which these runs differ, with the time of the run where they do not.
+    A name is the one that `name_run` gave, or the settings in which these runs differ, with the time of the run where
+    they do not.
     """
-    runs = _read_runs(notebook, folder, last)
-    differing = _differing_settings([record for record, _ in runs])
-    names = [", ".join(f"{name}={_show(record['settings'].get(name))}" for name in differing) for record, _ in runs]
+    runs = list(itertools.islice(_readable_runs(notebook, folder), last))
+    differing = differing_settings([record for _, record, _ in runs])
+    names = []
+    for _, record, _ in runs:
+        settings = ", ".join(f"{name}={_show(record['settings'].get(name))}" for name in differing)
+        names.append(record.get("name") or settings)
     histories = {}
-    for name, (record, history) in zip(names, runs, strict=True):
+    for name, (run, record, history) in zip(names, runs, strict=True):
         if not name or names.count(name) > 1:  # the time tells apart what the settings do not
             name = f"{record['created'][5:]} {name}".strip()
-        histories[name] = history
+        histories[f"{run.name} {name}" if name in histories else name] = history
     return histories
+
+
+def name_run(run: Run | str | os.PathLike, name: str, folder: str | os.PathLike = "models") -> Path:
+    """Give a run a name of up to 40 characters, and return its folder.
+
+    `compare_runs`, `load_histories` and the page of `make compare` show the name in place of the time. `run` is what
+    `save_run` or `load_run` returned, a run folder, or the last part of its path. Raises ValueError for a name that is
+    empty, too long or another run's of that notebook, and for a folder that is no run inside `<folder>/<notebook>/`;
+    FileNotFoundError if there is none.
+    """
+    path = _own_folder(run, folder)
+    name = " ".join(name.split())
+    if not name or not name.isprintable():
+        raise ValueError(f"{name!r} is no name for a run; give it letters or digits.")
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"The name {name!r} has {len(name)} characters; {LONGEST_NAME} are the most.")
+    record, _ = _read_run(path)
+    for other in read_runs(path.parent.name, folder)[0]:
+        if other["folder"].name != path.name and other["name"] == name:
+            raise ValueError(f"{name!r} is the name of {other['folder'].name} already; choose another one.")
+    with write_whole(path / "run.json") as temporary:
+        temporary.write_text(_to_json(record | {"name": name}), encoding="utf-8")
+    return path
+
+
+def delete_run(run: Run | str | os.PathLike, folder: str | os.PathLike = "models") -> Path:
+    """Delete a run folder with all that is in it, and return where it was.
+
+    `run` is as in `name_run`; it may be damaged. Raises ValueError for all that is no run inside
+    `<folder>/<notebook>/`, published weights above all, and FileNotFoundError if there is no such run.
+    """
+    path = _own_folder(run, folder)
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=path.parent) as hidden:
+        os.replace(path, Path(hidden) / path.name)  # in one step: no half of a run is ever seen
+    return path
 
 
 def check_tracker(tracker: str) -> None:
@@ -943,15 +1037,32 @@ def _read_run(run: Path) -> tuple[dict, pd.DataFrame]:
         name = "run.json"
         record = json.loads((run / name).read_text(encoding="utf-8"))
         missing = [key for key in _RECORD if key not in record]
+        wrong = [key for key, kind in _RECORD.items() if not missing and not isinstance(record[key], kind)]
+        wrong += ["name"] * (not missing and not isinstance(record.get("name", ""), str))
         name = "history.csv"
         history = pd.read_csv(run / name)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{run / name} is damaged ({error}); use another run or train again.") from error
-    if missing:
-        raise ValueError(f"{run / 'run.json'} lacks {', '.join(missing)}; it has been changed since it was saved.")
+    if missing or wrong:
+        what = f"lacks {', '.join(missing)}" if missing else f"has no usable {', '.join(wrong)}"
+        raise ValueError(f"{run / 'run.json'} {what}; it has been changed since it was saved.")
     if record.get("best_epoch") is not None:
         history.attrs["best_epoch"] = record["best_epoch"]
     return record, history
+
+
+def _read_results(run: Path) -> list[dict]:
+    """Return the rows of results.json, none if there is no such file."""
+    path = run / "results.json"
+    if not path.is_file():
+        return []
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); use another run or train again.") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path} holds no list of rows; it has been changed since it was saved.")
+    return rows
 
 
 def _readable_runs(notebook: str | os.PathLike, folder: str | os.PathLike) -> Iterator[tuple[Path, dict, pd.DataFrame]]:
@@ -959,18 +1070,54 @@ def _readable_runs(notebook: str | os.PathLike, folder: str | os.PathLike) -> It
     for run in _run_folders(notebook, folder):
         try:
             yield run, *_read_run(run)
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             print(f"Left out: {error}")
 
 
-def _read_runs(notebook: str, folder: str | os.PathLike, last: int | None = None) -> list[tuple[dict, pd.DataFrame]]:
-    """Return run.json and history of the last runs of a notebook, newest first."""
-    return [(record, history) for _, record, history in itertools.islice(_readable_runs(notebook, folder), last)]
+def _main_metric(metrics: dict) -> tuple[str, float] | tuple[None, None]:
+    """Return the first metric that is a share of 1 and of which more is better, as its name says."""
+    for name, value in metrics.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and 0 <= value <= 1 and not re.search("loss|error", name):
+            return name, float(value)
+    return None, None
 
 
-def _differing_settings(records: list[dict]) -> list[str]:
-    names = dict.fromkeys(name for record in records for name in record["settings"])
-    return [name for name in names if len({_to_json(record["settings"].get(name, "-")) for record in records}) > 1]
+def _find_interval(run: dict) -> tuple[float, float] | tuple[None, None]:
+    """Return the interval of a run's main metric: that of the row of results.json with the same number."""
+    found = set()
+    for row in run["results"]:
+        mean, low, high = (row.get(key) for key in ("mean", "low", "high"))
+        if run["value"] is None or not all(isinstance(number, int | float) for number in (mean, low, high)):
+            continue
+        if str(row.get("metric", "")) in run["metric"] and abs(mean - run["value"]) < 1e-6 and low <= mean <= high:
+            found.add((float(low), float(high)))
+    if len(found) > 1:  # two models got the same number; the headline tells which of them was saved
+        found = {(low, high) for low, high in found if f"({low:.1%} to {high:.1%})" in run["headline"]}
+    return found.pop() if len(found) == 1 else (None, None)
+
+
+def _own_folder(run: Run | str | os.PathLike, folder: str | os.PathLike) -> Path:
+    """Return the folder of a run, which must lie in `<folder>/<notebook>/`; raise for everything else."""
+    parent = resolve_path(folder)
+    given = Path(run.folder if isinstance(run, Run) else run)
+    path = resolve_path(given.parent) / given.name  # a link is looked at, never what it points to
+    if _RUN_NAME.fullmatch(str(given)):
+        found = sorted(parent.glob(f"*/{given}"))
+        if len(found) > 1:
+            raise ValueError(f"{' and '.join(map(str, found))} have the same last part; give the whole folder.")
+        if not found:
+            raise FileNotFoundError(f"There is no run {given} in {parent}.")
+        path = found[0]
+    if path.parent == parent and (path / "run.json").is_file():
+        raise ValueError(f"{path} holds published weights, which belong to the repository; nothing was changed.")
+    if path.parent.parent != parent or not _RUN_NAME.fullmatch(path.name) or path.is_symlink():
+        raise ValueError(f"{path} is no run folder, {parent}/<notebook>/<time>-<hash>; nothing was changed.")
+    if not path.is_dir():
+        raise FileNotFoundError(f"There is no run {path}.")
+    if not any((path / name).is_file() for name in _RUN_FILES):
+        raise ValueError(f"{path} holds none of a run's files ({', '.join(_RUN_FILES)}); nothing was changed.")
+    return path
 
 
 def _show(value: object) -> object:

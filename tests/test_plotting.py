@@ -50,6 +50,23 @@ def make_folds(seeds: int = 3, offset: float = 0.0) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["seed", "fold", "test_accuracy"])
 
 
+def make_fold_models(n: int) -> pd.DataFrame:
+    return pd.concat([make_folds(1 + 2 * (i == 3), -0.02 * i).assign(model=f"model number {i}") for i in range(n)])
+
+
+def make_differences() -> pd.DataFrame:
+    rows = [("as it is", 0.03, 0.01, 0.05), ("same epochs", -0.01, -0.04, 0.02), ("wider", -0.02, -0.03, -0.01)]
+    return pd.DataFrame([("AST, dendrites", *row) for row in rows], columns=["model", "minus", "mean", "low", "high"])
+
+
+def make_plane() -> tuple:
+    axis = np.linspace(-1, 1, 20)
+    product = axis[:, None] * axis
+    points = np.array([[0.5, 0.5], [-0.5, 0.5], [0.5, -0.2]])
+    maps = {f"{n} sets\n{114 * n} parameters\n84 % right": 1 / (1 + np.exp(-9 * n * product)) for n in (1, 2, 3, 4)}
+    return points, np.array([1, 0, 0]), maps, 1.0
+
+
 def make_comparison(n_models: int = 3) -> pd.DataFrame:
     mean = np.linspace(0.5, 0.88, n_models)
     models = [f"TinyAST, variant number {number}" for number in range(n_models)]
@@ -198,6 +215,11 @@ def make_figures() -> dict:
         "fold dots of two models": lambda: plotting.plot_fold_dots(
             pd.concat([make_folds().assign(model="TinyAST, stem"), make_folds(1, -0.1).assign(model="patches")])
         ),
+        "fold rows of sixteen models": lambda: plotting.plot_fold_dots(make_fold_models(16), REFERENCES),
+        "switched curves": lambda: plotting.plot_learning_curves(
+            {"grown": make_history(12, 9).assign(dendrites=[0] * 6 + [1] * 6), "control": make_history(12, 7)}
+        ),
+        "differences": lambda: plotting.plot_differences(make_differences(), title="Three controls"),
         "comparison": lambda: plotting.plot_comparison(make_comparison(), REFERENCES, title="Three models"),
         "comparison of 14": lambda: plotting.plot_comparison(make_comparison(14), REFERENCES),
         "attention": lambda: plotting.plot_attention(specs[0], rng.random((6, 24)), TIMES, FREQUENCIES, title="dog"),
@@ -413,6 +435,50 @@ def test_fold_dots_state_mean_and_both_deviations():
     assert f"sd {100 * accuracy.mean(0).std(ddof=1):.1f} over folds" in lines[0]
     assert f"sd {100 * accuracy.mean(1).std(ddof=1):.1f} over seeds" in lines[0]
     assert lines[1] == "human 95.7 %" and 95.7 in [line.get_ydata()[0] for line in ax.lines]
+
+
+def test_more_than_five_models_have_a_row_each():
+    folds = make_fold_models(6)
+    ax = plotting.plot_fold_dots(folds, {"human": 0.957}).axes[0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == [f"model number {i}" for i in range(6)]
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    drawn = np.sort(np.concatenate([line.get_xdata() for line in dots]))
+    np.testing.assert_allclose(drawn, np.sort(100 * folds["test_accuracy"]))
+    for line in dots:  # in the row of its model, in the colour of its fold
+        row, fold = round(line.get_ydata()[0]), 1 + plotting.COLOURS.index(line.get_color())
+        expected = folds[(folds["model"] == f"model number {row}") & (folds["fold"] == fold)]["test_accuracy"]
+        np.testing.assert_allclose(np.sort(line.get_xdata()), np.sort(100 * expected))
+    one = folds[folds["model"] == "model number 2"]["test_accuracy"]
+    assert ax.texts[2].get_text() == f"{100 * one.mean():.1f} % ± {100 * one.std(ddof=1):.1f}"
+
+
+def test_dendrites_are_a_line_where_they_are_added():
+    history = make_history(12, best=9).assign(dendrites=[0] * 5 + [1] * 4 + [0] * 3)
+    for ax in plotting.plot_learning_curves(history).axes:
+        assert [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == ":"] == [5.5]
+
+
+def test_differences_are_grey_where_they_may_be_chance():
+    ax = plotting.plot_differences(make_differences()).axes[0]
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    assert [line.get_xdata()[0] for line in dots] == pytest.approx([3, -1, -2])
+    assert [line.get_color() for line in dots] == [plotting.COLOURS[0], plotting.GREY, plotting.COLOURS[0]]
+    assert [text.get_text() for text in ax.texts] == ["+3.0\n+1.0 to +5.0", "-1.0\n-4.0 to +2.0", "-2.0\n-3.0 to -1.0"]
+    ends = [segment[:, 0].tolist() for bars in ax.collections for segment in bars.get_segments()]
+    assert ends == [pytest.approx(pair) for pair in ([1, 5], [-4, 2], [-3, -1])]
+
+
+def test_boundaries_lie_where_the_maps_say():
+    points, targets, maps, reach = make_plane()
+    axes = plotting.plot_boundaries(points, targets, maps, reach).axes
+    assert [ax.get_title("left") for ax in axes] == list(maps)
+    image = axes[0].images[0]
+    assert image.get_extent() == [-1, 1, -1, 1] and image.origin == "lower"
+    assert image.get_array()[-1, -1] > 0.9 > 0.1 > image.get_array()[-1, 0]  # class 1 at the upper right
+    drawn = [line.get_xydata().tolist() for line in axes[0].lines]
+    assert drawn == [points[targets == 0].tolist(), points[targets == 1].tolist()]
+    with pytest.raises(ValueError, match="one to four panels"):
+        plotting.plot_boundaries(points, targets, maps | {"fifth": maps[next(iter(maps))]}, reach)
 
 
 def test_comparison_bars_whiskers_and_references():

@@ -380,6 +380,29 @@ def test_cross_validation_keeps_the_folds_apart_and_runs_independent(data):
     pd.testing.assert_frame_equal(alone["folds"].drop(columns="seconds"), expected)
 
 
+def test_cross_validation_trains_with_another_function(data):
+    """It gets what fit gets, and its history counts."""
+    inputs, targets = data
+    clips = pd.DataFrame({"fold": np.arange(66) // 3 % 5 + 1, "label": targets.numpy()})
+    arguments = {"epochs": 2, "batch_size": 16, "lr": 0.01, "device": "cpu", "progress": False}
+    usual = cross_validate(Net, ArrayDataset(inputs, targets), clips, folds=[2], **arguments)
+    given = {}
+
+    def trainer(model, train, val, *, extra, **others):
+        given.update(others, extra=extra, sizes=(len(train), len(val)))
+        history = fit(model, train, val, **others)
+        history.attrs["best_epoch"] = 1
+        return history
+
+    result = cross_validate(Net, ArrayDataset(inputs, targets), clips, folds=[2], trainer=trainer, extra=7, **arguments)
+    assert given["extra"] == 7 and given["epochs"] == 2 and set(given["watch"]) == {"test"}
+    assert sum(given["sizes"]) + result["folds"]["n_test"][0] == 66
+    assert result["folds"]["best_epoch"].tolist() == [1]
+    pd.testing.assert_frame_equal(
+        result["histories"][0, 2].drop(columns="seconds"), usual["histories"][0, 2].drop(columns="seconds")
+    )
+
+
 def test_cross_validation_tells_the_accuracy_of_single_views(data):
     inputs, targets = data
     clips = pd.DataFrame({"fold": np.arange(66) // 3 % 5 + 1, "label": targets.numpy()})
