@@ -33,6 +33,7 @@ SMALL = {
         "REFERENCE_D_MODEL": 20, "PROBE_D_MODEL": 20, "PROBE_STEPS": 2, "PROBE_CLIPS": 4, "VAL_FOLDS": [3],
         "EPOCHS_CNN": 1, "EPOCHS_HEADS": 1, "EPOCHS_BEST": 1, "BATCH_SIZE": 40,
     },
+    "ast_dendrite_finetuning": {"FAMILIES": ["LoRA", "CNN14", "AST"], "EPOCHS": 1, "WIDTH_CNN": 2},
     "fine_tune_toy_model": {
         "N_TRAIN": 8, "N_SEEDS": 2, "EPOCHS_PLAIN": 1, "EPOCHS": 1, "EPOCHS_PAIRS": 1, "CURVE_SIZES": [4],
         "CURVE_SEEDS": 1,
@@ -55,6 +56,7 @@ SMALL_RERUN = {
     | {"PROBE_CLIPS": 2, "DEVICE": "cpu"},
     "ast_lora_finetuning": SMALL["ast_lora_finetuning"]
     | {"METHODS": ["full fine-tuning", "LoRA"], "PRETRAIN_EPOCHS": 0, "DEVICE": "cpu"},
+    "ast_dendrite_finetuning": {"FAMILIES": ["AST"], "EPOCHS": 1, "DEVICE": "cpu"},
 }
 
 FORBIDDEN = {
