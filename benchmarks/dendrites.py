@@ -53,8 +53,7 @@ def measure(n_runs: int = 3, batch_size: int = 2, **config) -> list[dict]:
     """
     set_threads()
     device = pick_device()
-    inputs, targets = make_batch(batch_size if device.type == "cpu" else 16)
-    inputs, targets = inputs.to(device), targets.to(device)
+    inputs, targets = (part.to(device) for part in make_batch(batch_size if device.type == "cpu" else 16))
     steps = {}
     with tempfile.TemporaryDirectory() as folder:
         make_checkpoint(folder, **config)

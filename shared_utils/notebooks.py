@@ -35,22 +35,8 @@ from shared_utils.device import ROOT, write_whole
 
 TASKS = ("toy_transformer_sentiment", "audio_spectrogram_transformer", "speech_commands_transformer")
 RESULT_KEYS = (
-    "notebook",
-    "data",
-    "protocol",
-    "model",
-    "metric",
-    "mean",
-    "sd",
-    "seeds",
-    "low",
-    "high",
-    "n_test",
-    "parameters",
-    "seconds",
-    "device",
-    "command",
-    "versions",
+    "notebook", "data", "protocol", "model", "metric", "mean", "sd", "seeds", "low", "high", "n_test", "parameters",
+    "seconds", "device", "command", "versions",
 )
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -147,14 +133,8 @@ def run_notebook(path: Path, settings: dict[str, object], output: Path, root: Pa
     with _live_line(path.stem, progress):
         try:
             papermill.execute_notebook(
-                path,
-                output,
-                parameters=settings,
-                kernel_name="python3",
-                cwd=path.parent,
-                progress_bar=False,
-                on_cell_execute=note_cell,
-                extra_arguments=["--log-level=CRITICAL"],  # a kernel's log breaks the line
+                path, output, parameters=settings, kernel_name="python3", cwd=path.parent, progress_bar=False,
+                on_cell_execute=note_cell, extra_arguments=["--log-level=CRITICAL"],  # a kernel's log breaks the line
             )
         except Exception as exception:  # whatever stops one notebook must not stop the others
             status = f"failed in cell {progress['cell']}"
@@ -169,11 +149,7 @@ def run_notebook(path: Path, settings: dict[str, object], output: Path, root: Pa
         shown = error if sys.stdout.isatty() else _ANSI.sub("", error)
         print(f"\n{path.name}, cell {progress['cell']} of {progress['cells']}: {first_line}\n\n{shown}\n", flush=True)
     return {
-        "notebook": path.stem,
-        "status": status,
-        "seconds": seconds,
-        "headline": headline,
-        "figures": new_figures,
+        "notebook": path.stem, "status": status, "seconds": seconds, "headline": headline, "figures": new_figures,
         "runs": new_runs,
     }
 
