@@ -27,3 +27,17 @@ def real_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("no real recordings beside the repository (../shared/data)")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session", autouse=True)
+def meta_device_before_transformers() -> None:
+    """Enter PyTorch's meta device once, before a checkpoint is loaded.
+
+    PyTorch lists the functions that make tensors at the first `with torch.device(...)` of a process. transformers
+    enters it with its own `torch.linspace` in the original's place; were that the first time, linspace would stay on
+    the CPU.
+    """
+    import torch
+
+    with torch.device("meta"):
+        torch.empty(0)
