@@ -126,7 +126,7 @@ def run_notebook(path: Path, settings: dict[str, object], output: Path, root: Pa
     progress = {"cell": 0, "source": "", "cells": _count_cells(path) + bool(settings)}
 
     def note_cell(cell: dict, cell_index: int) -> None:
-        progress.update(cell=progress["cell"] + 1, source=cell["source"])
+        progress.update(cell=progress["cell"] + 1, source=cell["source"], node=cell)
 
     output.parent.mkdir(parents=True, exist_ok=True)
     start, error, status = time.monotonic(), "", "ok"
@@ -156,7 +156,10 @@ def run_notebook(path: Path, settings: dict[str, object], output: Path, root: Pa
 
 @contextlib.contextmanager
 def _live_line(name: str, progress: dict) -> Iterator[None]:
-    """Show `name, cell k of n, seconds` while the body runs: rewritten in place on a terminal, else one line only."""
+    """Show `name, cell k of n, seconds` and how far its training is while the body runs, rewritten in place.
+
+    Where the output is no terminal, name and number of cells are printed, once.
+    """
     if not sys.stdout.isatty():
         print(f"{name}: {progress['cells']} cells ...", flush=True)
         yield
@@ -166,6 +169,7 @@ def _live_line(name: str, progress: dict) -> Iterator[None]:
     def show() -> None:
         while not done.wait(0.2):
             line = f"{name}  cell {progress['cell']} of {progress['cells']}  {time.monotonic() - start:.0f} s"
+            line += _last_bar(progress.get("node", {}).get("outputs", []))
             print(f"\r{line[: shutil.get_terminal_size().columns - 1]}\x1b[K", end="", flush=True)
 
     thread = threading.Thread(target=show, daemon=True)
@@ -176,6 +180,16 @@ def _live_line(name: str, progress: dict) -> Iterator[None]:
         done.set()
         thread.join()
         print("\r\x1b[K", end="", flush=True)
+
+
+def _last_bar(outputs: list[dict]) -> str:
+    """Return title and bar of the training under way (training._EpochTable) with two spaces before them, or ""."""
+    text = outputs[-1].get("data", {}).get("text/plain", "") if outputs else ""
+    lines = text.splitlines()
+    if not lines or lines[-1][:1] not in {"█", "·"}:
+        return ""
+    title = "" if lines[0].startswith(" ") else f"{lines[0]}: "  # without one the heads of the columns come first
+    return "  " + title + lines[-1].lstrip("█· ")
 
 
 def _print_results(results: list[dict]) -> None:

@@ -958,6 +958,7 @@ class _EpochTable:
         # twenty rows say as much as three hundred
         self.every = evaluate_every * math.ceil(epochs / 20 / evaluate_every)
         self.started = self.shown = time.perf_counter()
+        self.best = ""
         self.handle, self.terminal = None, sys.stderr.isatty()
         is_notebook = _count_processes() == 1 and "IPython" in sys.modules  # which only hears the text of its processes
         if visible and is_notebook and sys.modules["IPython"].get_ipython() is not None:
@@ -975,7 +976,7 @@ class _EpochTable:
         share = (epoch - 1 + step / self.steps_per_epoch) / self.epochs
         left = (now - self.started) / share * (1 - share)
         bar = "█" * round(30 * share) + "·" * (30 - round(30 * share))
-        bar = f"{bar} epoch {epoch} of {self.epochs}, {left // 60:.0f} min {left % 60:02.0f} s left"
+        bar = f"{bar} epoch {epoch} of {self.epochs}{self.best}, {left // 60:.0f} min {left % 60:02.0f} s left"
         if self.handle is not None:
             self.handle.update(self._text(bar))
         elif self.terminal:
@@ -983,13 +984,15 @@ class _EpochTable:
 
     def row(self, row: dict, best: bool) -> None:
         epoch = row["epoch"]
+        if best and not math.isnan(row["val_accuracy"]):
+            self.best = f", best {epoch} (val acc {row['val_accuracy']:.3f})"
         if epoch % self.every and epoch not in (1, self.epochs):
             return
         val = f"{row['val_loss']:>9.3f} {row['val_accuracy']:>8.3f}" if not math.isnan(row["val_loss"]) else ""
         line = f"{epoch:>7} {row['lr']:>9.2e} {row['train_loss']:>11.3f} {row['train_accuracy']:>10.3f} {val}"
         self.lines.append(line + (" *" if best else ""))
         if self.visible and self.handle is None:
-            print("\r\033[K" * self.terminal + self.lines[-1], flush=True)
+            self._print_last()
 
     def close(self, best_epoch: int, interrupted: bool) -> None:
         if not self.visible:
@@ -998,7 +1001,12 @@ class _EpochTable:
         if self.handle is not None:
             self.handle.update(self._text())
         else:
-            print("\r\033[K" * self.terminal + self.lines[-1], flush=True)
+            self._print_last()
+
+    def _print_last(self) -> None:
+        if self.terminal:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)  # the bar's own stream: the other may be a file
+        print(self.lines[-1], flush=True)
 
     def _text(self, bar: str = ""):
         from IPython.display import Pretty

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from shared_utils import device, notebooks, plotting
+from shared_utils import device, notebooks, plotting, training
 
 SETTINGS = """
 SEED = 0  # any whole number
@@ -344,3 +344,17 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_p
     with pytest.raises(UnicodeEncodeError):
         notebooks._write_text(tmp_path / "results.json", "\ud800")
     assert names_in(tmp_path) == ["results.json"] and (tmp_path / "results.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("title", ["", "test fold 1, seed 0 (2 of 9)"])
+def test_the_live_line_tells_how_far_a_training_is(title):
+    table = training._EpochTable(4, 10, 1, visible=False, title=title)
+
+    def output(bar):
+        return {"output_type": "display_data", "data": {"text/plain": table._text(bar).data}}
+
+    said = "epoch 3 of 4, best 1 (val acc 0.250), 0 min 45 s left"
+    under_way = output("█" * 19 + "·" * 11 + " " + said)
+    assert notebooks._last_bar([output(""), under_way]) == f"  {title}: {said}" if title else f"  {said}"
+    assert notebooks._last_bar([under_way, output("")]) == ""  # done
+    assert notebooks._last_bar([]) == notebooks._last_bar([{"output_type": "stream", "text": "█"}]) == ""

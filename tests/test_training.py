@@ -2,6 +2,7 @@
 
 import functools
 import math
+import sys
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Subset
 
+from shared_utils import training
 from shared_utils.datasets import ArrayDataset
 from shared_utils.device import seed_everything
 from shared_utils.spectrograms import RandomCrop, between_class, mixup
@@ -654,3 +656,25 @@ def test_parts_of_a_model_learn_at_rates_of_their_own(sets, tmp_path):
         ValueError, match=r"other settings: lr_scale \(was .*head_first, is None\); resume with the same"
     ):
         train(sets, epochs=1, resume_from=checkpoint)
+
+
+def test_the_bar_says_how_far_it_is_what_is_best_and_how_long_it_takes(monkeypatch, capsys):
+    clock = {"now": 0.0}
+    monkeypatch.setattr(training.time, "perf_counter", lambda: clock["now"])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    table = training._EpochTable(4, 10, 1, visible=True, title="test fold 1, seed 0 (2 of 9)")
+
+    def bar(epoch, step, now):
+        clock["now"] = now
+        table.step(epoch, step)
+        return capsys.readouterr().err.removeprefix("\r").removesuffix("\033[K")
+
+    assert bar(1, 4, 30.0) == "███" + "·" * 27 + " epoch 1 of 4, 4 min 30 s left"  # a tenth took 30 s
+    row = {"epoch": 1, "lr": 1e-3, "train_loss": 2.0, "train_accuracy": 0.2, "val_loss": 1.9, "val_accuracy": 0.25}
+    table.row(row, best=True)
+    table.row(row | {"epoch": 2, "val_accuracy": 0.2}, best=False)
+    printed = capsys.readouterr()
+    assert printed.err == 2 * "\r\033[K" and "\033" not in printed.out  # which may be a file
+    assert [line.split()[0] for line in printed.out.splitlines()] == ["1", "2"] and printed.out.count("*") == 1
+    assert bar(3, 5, 75.0) == "█" * 19 + "·" * 11 + " epoch 3 of 4, best 1 (val acc 0.250), 0 min 45 s left"
+    assert bar(3, 6, 75.5) == ""  # once a second at most
