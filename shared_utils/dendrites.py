@@ -153,14 +153,14 @@ def make_dendritic(
 
 def grow_dendrites(model: nn.Module) -> int:
     """Add one dendrite to every `Dendritic` layer of `model`; return how many each has."""
-    for layer in _dendritic_layers(model).values():
+    for layer in find_dendritic(model).values():
         layer.grow()
     return count_dendrites(model)
 
 
 def prune_dendrites(model: nn.Module, n: int) -> None:
     """Keep the first `n` dendrites of every `Dendritic` layer of `model`."""
-    for layer in _dendritic_layers(model).values():
+    for layer in find_dendritic(model).values():
         layer.prune(n)
 
 
@@ -193,7 +193,7 @@ def fit_with_dendrites(
     if max_dendrites < 0:
         raise ValueError(f"max_dendrites={max_dendrites} is below 0; 0 trains one phase without new dendrites.")
     if grow:
-        _dendritic_layers(model)  # a model without them is refused before it trains
+        find_dendritic(model)  # a model without them is refused before it trains
     by_loss = fit_arguments.get("monitor") == "val_loss"
     histories, best_score, best_epoch, n_kept = [], None, 0, 0
     for phase in range(max_dendrites + 1):
@@ -233,7 +233,7 @@ def save_pretrained(model: nn.Module, folder: str | os.PathLike) -> None:
 
     Raises ValueError where any layer holds LoRA: merge it first.
     """
-    layers = _dendritic_layers(model)
+    layers = find_dendritic(model)
     around = [(name, module) for name, module in model.named_modules() if hasattr(module, "base_layer")]
     with_lora = [name.removesuffix(".base_layer") for name, module in around if not isinstance(module, Dendritic)]
     if with_lora:
@@ -242,7 +242,7 @@ def save_pretrained(model: nn.Module, folder: str | os.PathLike) -> None:
     if len(kinds) > 1:
         raise ValueError("Layers differ in rank, activation or number of dendrites; one file holds one kind.")
     rank, activation, n = kinds.pop()
-    with _without_dendrites(model):
+    with without_dendrites(model):
         model.save_pretrained(folder)
     how = {"layers": list(layers), "rank": rank, "activation": activation, "dendrites": n}
     tensors = {
@@ -287,7 +287,8 @@ def load_dendrites(model: nn.Module, folder: str | os.PathLike) -> nn.Module:
     return model
 
 
-def _dendritic_layers(model: nn.Module) -> dict[str, Dendritic]:
+def find_dendritic(model: nn.Module) -> dict[str, Dendritic]:
+    """Return the layers that `make_dendritic` wrapped, by name; raises ValueError where there are none."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Dendritic)}
     if not layers:
         raise ValueError("The model has no layer for dendrites; call make_dendritic first.")
@@ -358,8 +359,8 @@ def _make_low_rank(layer: nn.Module, rank: int) -> nn.Module:
 
 
 @contextmanager
-def _without_dendrites(model: nn.Module) -> Iterator[None]:
-    layers = _dendritic_layers(model)
+def without_dendrites(model: nn.Module) -> Iterator[None]:
+    layers = find_dendritic(model)
     try:
         for name, layer in layers.items():
             model.set_submodule(name, layer.base_layer)

@@ -183,7 +183,7 @@ def _live_line(name: str, progress: dict) -> Iterator[None]:
 
 
 def _last_bar(outputs: list[dict]) -> str:
-    """Return title and bar of the training under way (training._EpochTable) with two spaces before them, or ""."""
+    """Return title and bar of the training under way (training.EpochTable) with two spaces before them, or ""."""
     text = outputs[-1].get("data", {}).get("text/plain", "") if outputs else ""
     lines = text.splitlines()
     if not lines or lines[-1][:1] not in {"█", "·"}:
@@ -439,24 +439,32 @@ def _publish_result(path: Path, result: dict, data_dir: str) -> str:
 
 
 def results_table(rows: list[dict]) -> str:
-    """Return the rows of a results.json as a table in Markdown, best first, and the commands that make them again."""
-    metrics = sorted({row["metric"] for row in rows})
-    columns = [f"{metrics[0]} (%)"] if len(metrics) == 1 else ["metric", "mean (%)"]
-    names = ["notebook", "data and protocol", "model", *columns, "95 % interval", "seeds", "tested on", "parameters"]
-    names += ["minutes a model"]
-    lines = [names, ["---"] * len(names)]
-    groups = ("notebook", "data", "protocol", "metric")
-    for row in sorted(rows, key=lambda row: (*[row[key] for key in groups], -row["mean"])):
-        spread = f" ± {100 * row['sd']:.1f}" if row.get("sd") is not None else ""
-        lines.append([
-            row["notebook"], f"{row['data']}, {row['protocol']}", row["model"], *[row["metric"]] * (len(metrics) > 1),
-            f"{100 * row['mean']:.1f}{spread}", f"{100 * row['low']:.1f} to {100 * row['high']:.1f}",
-            f"{row['seeds']:.0f}", f"{row['n_test']:.0f}",
-            f"{row['parameters']:,.0f}" if row.get("parameters") else "",
-            f"{row['seconds'] / 60:.1f}" if row.get("seconds") else "",
-        ])  # fmt: skip
+    """Return the rows of a results.json as Markdown: a table for each data set, protocol and metric, and the commands.
+
+    The rows of a table, whatever notebook they come from, were measured in the same way; the best stands first, as does
+    the protocol with the most test clips.
+    """
+    groups: dict[tuple, list[dict]] = {}
+    for row in sorted(rows, key=lambda row: -row["mean"]):
+        groups.setdefault((row["data"], row["protocol"], row["metric"]), []).append(row)
+    lines = []
+    for data, protocol, metric in sorted(groups, key=lambda key: (key[0], -groups[key][0]["n_test"], key[1:])):
+        members = groups[data, protocol, metric]
+        head = ["model", f"{metric} (%)", "95 % interval", "seeds", "tested on", "parameters", "minutes a model"]
+        head += ["from"]
+        lines += [f"**{data}**, {protocol}:", "", f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+        for row in members:
+            spread = f" ± {100 * row['sd']:.1f}" if row.get("sd") is not None else ""
+            cells = [
+                row["model"], f"{100 * row['mean']:.1f}{spread}", f"{100 * row['low']:.1f} to {100 * row['high']:.1f}",
+                f"{row['seeds']:.0f}", f"{row['n_test']:,.0f}",
+                f"{row['parameters']:,.0f}" if row.get("parameters") else "",
+                f"{row['seconds'] / 60:.1f}" if row.get("seconds") else "", row["notebook"],
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
     commands = sorted({f"`{row['command']}` ({row['device']})" for row in rows})
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", f"Made with {', '.join(commands)}."])
+    return "\n".join([*lines, f"Made with {', '.join(commands)}."])
 
 
 def write_results_table(task: Path) -> None:

@@ -23,17 +23,17 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from shared_utils.dendrites import Dendritic, _dendritic_layers, _without_dendrites, make_dendritic
+from shared_utils.dendrites import Dendritic, find_dendritic, make_dendritic, without_dendrites
 from shared_utils.device import ROOT, autocast, name_device, pick_device, pick_precision, resolve_path, write_whole
 from shared_utils.training import (
     AS_IS,
-    _batches,
-    _EpochTable,
-    _make_history,
-    _on_device,
-    _to,
+    EpochTable,
+    draw_batches,
     evaluate,
+    make_history,
     make_optimizer,
+    move_batch,
+    put_on_device,
 )
 
 PERFORATEDAI = ROOT / ".perforatedai"  # where `make perforatedai` puts the package, apart from all others
@@ -109,7 +109,7 @@ def fit_with_perforatedai(
         del given[name]
     given["result"] = folder / "perforatedai.safetensors"
     rows, end = [], {}
-    table = _EpochTable(epochs * (max_dendrites + 1), 1, 1, progress, title)
+    table = EpochTable(epochs * (max_dendrites + 1), 1, 1, progress, title)
 
     def hear(message: dict) -> None:
         if "epoch" not in message:
@@ -136,7 +136,7 @@ def fit_with_perforatedai(
         raise
     model.eval()
     table.close(end["best_epoch"], interrupted=False)
-    history = _make_history({"rows": rows} | end, interrupted=False)
+    history = make_history({"rows": rows} | end, interrupted=False)
     history.attrs["dendrites"] = end["dendrites"]
     return history
 
@@ -215,14 +215,14 @@ def _train_in_package(
     model.to(device).train()
     if augment is not None:
         augment.to(device).train()
-    train, val = _on_device(train, device), _on_device(val, device)
-    watch = {name: _on_device(others, device) for name, others in (watch or {}).items()}
+    train, val = put_on_device(train, device), put_on_device(val, device)
+    watch = {name: put_on_device(others, device) for name, others in (watch or {}).items()}
     how = {"views": views, "device": str(device), "precision": precision}
-    inputs, _ = _to(val.__getitems__(_batches(val, batch_size)[0]), device)
-    layers = _dendritic_layers(model)
+    inputs, _ = move_batch(val.__getitems__(draw_batches(val, batch_size)[0]), device)
+    layers = find_dendritic(model)
     axes = _count_axes(model, layers, inputs)
     patience = epochs if patience is None else patience
-    with _without_dendrites(model):
+    with without_dendrites(model):
         net, tracker = _perforate(model, layers, axes, device, max_dendrites, patience)
         best_file = Path(tracker.save_name, "best_model.pt")
 
@@ -236,8 +236,8 @@ def _train_in_package(
             started, epoch = time.perf_counter(), epoch + 1
             net.train()
             losses, n_correct = [], 0
-            for indices in _batches(train, batch_size, shuffle=True):
-                clips, targets = _to(train.__getitems__(indices), device)
+            for indices in draw_batches(train, batch_size, shuffle=True):
+                clips, targets = move_batch(train.__getitems__(indices), device)
                 if augment is not None:
                     clips = augment(clips)
                 optimizer.zero_grad(set_to_none=True)

@@ -12,19 +12,13 @@ several processes: every one draws the same batches, learns from its share of ea
 import contextlib
 import copy
 import functools
-import io
 import itertools
 import json
-import logging
 import math
-import multiprocessing
 import os
 import pickle
-import signal
-import socket
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -47,6 +41,15 @@ from shared_utils.device import (
     seed_everything,
     write_whole,
 )
+from shared_utils.processes import (
+    add_gradients,
+    count_processes,
+    follow_main,
+    hear_main,
+    join_processes,
+    launch,
+    pick_place,
+)
 from shared_utils.spectrograms import mixup
 from shared_utils.splits import check_classes, check_fold_classes, split_by_fold
 
@@ -54,11 +57,6 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("none", "step", "cosine", "onecycle")
 AS_IS = (lambda inputs: inputs,)  # one view: the inputs themselves
 _SORTED_TOGETHER = 16  # batches
-_TOO_LATE = (
-    "On a machine with a GPU, processes can only be started before this one has trained or used the GPU: restart it "
-    "and go straight to this training, or start a script with torchrun."
-)
-_GRACE = 3  # seconds that interrupted processes have to end by themselves
 
 
 def learning_rate(
@@ -218,7 +216,7 @@ def fit(
         raise ValueError(f"Both mixup_alpha={mixup_alpha} and mix would blend the clips of a batch; give one of them.")
     if not 1 <= accumulate <= batch_size:
         raise ValueError(f"accumulate={accumulate} does not fit batch_size={batch_size}; give 1 to {batch_size}.")
-    n_processes = _count_processes()
+    n_processes = count_processes()
     if num_processes < 1 or (n_processes > 1 and num_processes not in (1, n_processes)):
         raise ValueError(
             f"num_processes={num_processes} is not possible: give 1 or more, and 1 where torchrun has started the "
@@ -228,21 +226,21 @@ def fit(
         return _fit_in_processes(given)
     if mixup_alpha:
         mix = functools.partial(mixup, alpha=mixup_alpha)
-    device = _pick_place(device)
+    device = pick_place(device)
     precision = pick_precision(device, precision)
     model.to(device)
     if augment is not None:
         augment.to(device).train()
-    train, val = _on_device(train, device), _on_device(val, device)
+    train, val = put_on_device(train, device), put_on_device(val, device)
 
     if mix is not None:
         n_classes = _count_classes(model, train, device, views[0])
     optimizer_ = make_optimizer(model, optimizer, lr, weight_decay, lr_scale)
-    team = None if n_processes == 1 else _join_processes(model, device)
+    team = None if n_processes == 1 else join_processes(model, device)
     is_main = team is None or team.is_main_process
     least = 2 if batch_size >= 2 * accumulate * n_processes else 1  # clips a part
     averaged = copy.deepcopy(model) if ema_decay else None
-    steps_per_epoch = len(_batches(train, batch_size))
+    steps_per_epoch = len(draw_batches(train, batch_size))
     n_steps = steps_per_epoch * epochs
     state = {"epoch": 0, "rows": [], "best": None, "best_epoch": 0, "stale": 0}
     best_weights = None
@@ -257,7 +255,7 @@ def fit(
         state, best_weights = _load_checkpoint(resume_from, model, averaged, optimizer_, arguments, device)
     state |= {"device": name_device(device), "precision": str(precision).removeprefix("torch.")}
 
-    table = _EpochTable(epochs, steps_per_epoch, evaluate_every, progress and is_main, title)
+    table = EpochTable(epochs, steps_per_epoch, evaluate_every, progress and is_main, title)
     interrupted = False
     try:
         for epoch in range(state["epoch"] + 1, epochs + 1):
@@ -267,13 +265,13 @@ def fit(
             model.train()
             losses = torch.zeros(steps_per_epoch, device=device)
             n_correct = torch.zeros((), device=device)
-            for i, indices in enumerate(_batches(train, batch_size, shuffle=True)):
+            for i, indices in enumerate(draw_batches(train, batch_size, shuffle=True)):
                 step = (epoch - 1) * steps_per_epoch + i
                 step_lr = learning_rate(schedule, step, n_steps, lr, warmup, step_size, steps_per_epoch)
                 for group in optimizer_.param_groups:
                     group["lr"] = step_lr * group["lr_scale"]
                 with _explain_failure(batch_size, accumulate, n_processes):
-                    inputs, targets = _to(train.__getitems__(indices), device)
+                    inputs, targets = move_batch(train.__getitems__(indices), device)
                     if augment is not None:
                         inputs = augment(inputs)
                     if mix is not None:
@@ -293,7 +291,7 @@ def fit(
                     if device.type == "cpu" and team is None and not math.isfinite(losses[i].item()):
                         break
                     if team is not None:
-                        _add_gradients(model)
+                        add_gradients(model)
                     if max_grad_norm is not None:
                         nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
                     optimizer_.step()
@@ -303,7 +301,7 @@ def fit(
             if team is not None:
                 losses, n_correct = team.reduce((losses, n_correct))
                 for counted in filter(None, (model, averaged)):  # BatchNorm has seen other clips in each process
-                    _follow_main(counted.buffers())
+                    follow_main(counted.buffers())
             broken = (~torch.isfinite(losses)).nonzero()
             if len(broken):
                 step = (epoch - 1) * steps_per_epoch + int(broken[0])
@@ -326,7 +324,7 @@ def fit(
                 for name, dataset in (watch or {}).items():
                     result = evaluate(judged, dataset, views=views, device=str(device), precision=precision)
                     row[f"{name}_accuracy"] = result["accuracy"]
-                row = row if team is None else _hear_main(row)
+                row = row if team is None else hear_main(row)
                 score = [row["val_accuracy"], -row["val_loss"]] if monitor == "val_accuracy" else [-row["val_loss"]]
                 score = [epoch] if val is None else score
                 if state["best"] is None or score > state["best"]:
@@ -352,7 +350,7 @@ def fit(
             model.load_state_dict(averaged.state_dict())
         model.eval()
         table.close(state["best_epoch"], interrupted)
-    return _make_history(state, interrupted)
+    return make_history(state, interrupted)
 
 
 @torch.no_grad()
@@ -371,7 +369,7 @@ def evaluate(
     averaged over them. `view_correct` (n,) is the share of views that are right alone, `view_accuracy` its mean. The
     model is put in evaluation mode, so dropout and augmentation are off, and left as it was.
     """
-    device = _pick_place(device)
+    device = pick_place(device)
     if not isinstance(precision, torch.dtype):
         precision = pick_precision(device, precision)
     if len(dataset) == 0:
@@ -382,7 +380,7 @@ def evaluate(
     lengths = _lengths(dataset)
     order = torch.arange(len(dataset)) if lengths is None else lengths.argsort(stable=True)
     for indices in order.split(batch_size):
-        inputs, targets = _to(dataset.__getitems__(indices), device)
+        inputs, targets = move_batch(dataset.__getitems__(indices), device)
         with autocast(device, precision):
             logits = torch.stack([model(view(inputs)).float() for view in views])  # (views, batch, classes)
         view_correct.append((logits.argmax(2) == targets).float().mean(0))
@@ -454,11 +452,11 @@ def cross_validate(
         sides = [tuple(np.asarray(rows, dtype=np.int64) for rows in split(clips, fold, seed)) for seed, fold in rounds]
         _check_split(clips, rounds, sides)
     n_processes = fit_arguments.get("num_processes", 1)
-    if n_processes > 1 == _count_processes():
+    if n_processes > 1 == count_processes():
         judge = functools.partial(_evaluate_in_processes, n_processes)
     else:
         judge = evaluate
-        dataset = _on_device(dataset, _pick_place(fit_arguments.get("device", "auto")))
+        dataset = put_on_device(dataset, pick_place(fit_arguments.get("device", "auto")))
     places = {name: fit_arguments[name] for name in ("device", "precision") if name in fit_arguments}
     rows, predictions, histories, first_model = [], [], {}, None
     for number, ((seed, fold), (train, val, test)) in enumerate(zip(rounds, sides, strict=True), 1):
@@ -578,7 +576,7 @@ def count_step_bytes(
     device = pick_device(device)
     precision = pick_precision(device, precision)
     model.to(device).train()
-    inputs, targets = _to((inputs, targets), device)
+    inputs, targets = move_batch((inputs, targets), device)
     optimizer = make_optimizer(model, "adamw", 1e-6, 0.0)
     kept = {}
 
@@ -614,8 +612,8 @@ def count_step_bytes(
     return counted | ({"peak": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {})
 
 
-def _batches(dataset, batch_size: int, shuffle: bool = False) -> list[torch.Tensor]:
-    """Split the rows of a data set into batches; a last batch of one joins its neighbour: BatchNorm cannot train on it.
+def draw_batches(dataset, batch_size: int, shuffle: bool = False) -> list[torch.Tensor]:
+    """Return batches, tensors of row numbers; a last one of a single row joins its neighbour for BatchNorm's sake.
 
     With lengths, some batches' worth of shuffled rows at a time are sorted by them, and the batches shuffled again.
     """
@@ -644,7 +642,7 @@ def _lengths(dataset) -> torch.Tensor | None:
 @torch.no_grad()
 def _count_classes(model: nn.Module, dataset, device: torch.device, view: Callable) -> int:
     """Ask the model itself, as `evaluate` does: the data set may lack a class."""
-    inputs = view(_to(dataset.__getitems__(torch.arange(2)), device)[0])
+    inputs = view(move_batch(dataset.__getitems__(torch.arange(2)), device)[0])
     if isinstance(inputs, dict):
         raise ValueError("Sentences cannot be blended as sounds can: leave mixup_alpha at 0 and mix at None.")
     return model.eval()(inputs).shape[1]
@@ -672,21 +670,22 @@ def _take(inputs, rows: slice):
     return inputs[rows]
 
 
-def _to(batch, device: torch.device):
+def move_batch(batch, device: torch.device):
     """Move a tensor, or all those in a dict or tuple."""
     if isinstance(batch, dict):
-        return {name: _to(value, device) for name, value in batch.items()}
+        return {name: move_batch(value, device) for name, value in batch.items()}
     if isinstance(batch, tuple | list):
-        return tuple(_to(value, device) for value in batch)
+        return tuple(move_batch(value, device) for value in batch)
     return batch.to(device, non_blocking=True)
 
 
-def _on_device(dataset, device: torch.device):
+def put_on_device(dataset, device: torch.device):
     """Put the whole data set on a GPU where it can be, so that a batch is gathered there instead of copied."""
     return dataset.to(device) if device.type == "cuda" and hasattr(dataset, "to") else dataset
 
 
-def _make_history(state: dict, interrupted: bool) -> pd.DataFrame:
+def make_history(state: dict, interrupted: bool) -> pd.DataFrame:
+    """Return the history that `fit` gives: `rows` of the state, one an epoch, the other entries in its attrs."""
     history = pd.DataFrame(state["rows"])
     history.attrs = {name: state[name] for name in ("best_epoch", "device", "precision")} | {"interrupted": interrupted}
     return history
@@ -739,75 +738,6 @@ def _cut(n_clips: int, accumulate: int, least: int, step: int, team) -> Iterator
             yield rows, (rows.stop - rows.start) / n_clips
 
 
-def _count_processes() -> int:
-    """Return how many processes run this program together, as torchrun and accelerate tell each of them."""
-    return int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
-
-
-def _pick_place(name: str) -> torch.device:
-    """Return `pick_device(name)`, or the GPU that belongs to this one of several processes."""
-    if _count_processes() > 1 and name != "cpu" and torch.cuda._is_in_bad_fork() and torch.cuda.device_count():
-        raise RuntimeError(_TOO_LATE)  # "auto" would quietly take the CPU
-    device = pick_device(name)
-    if _count_processes() == 1 or device.type == "cpu":
-        return device
-    n_here = torch.cuda.device_count() if device.type == "cuda" else 0
-    if int(os.environ["LOCAL_RANK"]) >= n_here:
-        raise ValueError(
-            f"{_count_processes()} processes need a CUDA GPU each, and there are {n_here}: start fewer, or set device "
-            'to "cpu".'
-        )
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-
-
-def _join_processes(model: nn.Module, device: torch.device):
-    """Return the `accelerate.Accelerator` that knows the other processes; all get weights and random state of the main.
-
-    The gradients are added by `_add_gradients`, not by DistributedDataParallel: that needs a share for every process
-    and a use for every parameter, or searches the graph for unused ones in every step and warns when there are none.
-    """
-    from accelerate import Accelerator
-    from accelerate.utils import synchronize_rng_states
-
-    team = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
-    _follow_main(itertools.chain(model.parameters(), model.buffers()))
-    synchronize_rng_states(["torch", "cuda"] if device.type == "cuda" else ["torch"])
-    return team
-
-
-@torch.no_grad()
-def _follow_main(tensors: Iterable[torch.Tensor]) -> None:
-    """Give the tensors the values that they have in the main process."""
-    for tensor in tensors:
-        value = tensor.detach().contiguous().clone()
-        torch.distributed.broadcast(value, 0)
-        if not torch.equal(value, tensor):  # a constant may be an expanded tensor, which cannot be written to
-            tensor.copy_(value)
-
-
-@torch.no_grad()
-def _add_gradients(model: nn.Module) -> None:
-    """Add up the gradients of all processes in one exchange; a parameter that none of them used keeps no gradient."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    is_used = [float(parameter.grad is not None) for parameter in parameters]
-    flat = [torch.tensor(is_used, device=parameters[0].device)]
-    flat += [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
-    flat = torch.cat(flat)
-    torch.distributed.all_reduce(flat)
-    used, *gradients = flat.split([len(parameters), *(parameter.numel() for parameter in parameters)])
-    if not all(is_used):
-        is_used = used.tolist()
-    for parameter, gradient, is_known in zip(parameters, gradients, is_used, strict=True):
-        parameter.grad = gradient.view_as(parameter).to(parameter.dtype) if is_known else None
-
-
-def _hear_main(row: dict) -> dict:
-    """Return the row of the main process, so that all take the same decisions if a last digit differs."""
-    from accelerate.utils import broadcast_object_list
-
-    return broadcast_object_list([row])[0]
-
-
 def _fit_in_processes(given: dict) -> pd.DataFrame:
     """Run `fit` in forked processes; weights, history and random state come back in the checkpoint of the main one."""
     model = given["model"]
@@ -815,7 +745,7 @@ def _fit_in_processes(given: dict) -> pd.DataFrame:
         checkpoint = resolve_path(given["checkpoint"] or Path(folder, "checkpoint.safetensors"))
         earlier = checkpoint.stat().st_mtime_ns if checkpoint.is_file() else None
         arguments = given | {"num_processes": 1, "checkpoint": checkpoint}
-        interrupted, failure = _launch(lambda: fit(**arguments), given["num_processes"], folder)
+        interrupted, failure = launch(lambda: fit(**arguments), given["num_processes"], folder)
         is_new = checkpoint.is_file() and checkpoint.stat().st_mtime_ns != earlier
         state = {"rows": [], "best_epoch": 0, "device": "", "precision": ""}
         # without a new one, nothing came after the one to resume
@@ -829,7 +759,7 @@ def _fit_in_processes(given: dict) -> pd.DataFrame:
         model.eval()
     if failure is not None:
         raise failure
-    return _make_history(state, interrupted)
+    return make_history(state, interrupted)
 
 
 def _evaluate_in_processes(n_processes: int, *arguments, **settings) -> dict:
@@ -842,97 +772,10 @@ def _evaluate_in_processes(n_processes: int, *arguments, **settings) -> dict:
             if os.environ["RANK"] == "0":
                 result.write_bytes(pickle.dumps(found))
 
-        interrupted, failure = _launch(work, n_processes, folder)
+        interrupted, failure = launch(work, n_processes, folder)
         if interrupted or failure is not None:
             raise failure or KeyboardInterrupt
         return pickle.loads(result.read_bytes())
-
-
-def _launch(work: Callable[[], object], n_processes: int, folder: str) -> tuple[bool, BaseException | None]:
-    """Call `work` in so many processes; return whether Ctrl-C ended them, and the error of the first that failed."""
-    from accelerate import notebook_launcher
-
-    n_threads = max(1, torch.get_num_threads() // n_processes)
-    reason, done = Path(folder, "reason"), threading.Event()
-    failures, interrupted = [], False
-
-    def begin():
-        try:
-            if _count_processes() == 1:
-                raise RuntimeError("accelerate starts no processes here, as in Colab: set num_processes to 1.")
-            sys.stdout = stdout
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.environ["OMP_NUM_THREADS"] = str(n_threads)
-            torch.set_num_threads(n_threads)
-            work()
-            if torch.distributed.is_initialized():
-                torch.distributed.destroy_process_group()
-        except BaseException as error:
-            # the first failure is the cause of the others, which miss the process that failed
-            with contextlib.suppress(FileExistsError), open(reason, "xb") as file:
-                file.write(_pack(error))
-            raise SystemExit(1) from error
-
-    def launch():
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        try:
-            with _silence_launcher():
-                notebook_launcher(begin, num_processes=n_processes, use_port=str(port))
-        except BaseException as error:
-            failures.append(error)
-        finally:
-            done.set()
-
-    stdout, others = sys.stdout, set(multiprocessing.active_children())
-    # Forked from a fresh thread, which has never computed anything: a child inherits the state of OpenMP in the thread
-    # that forks, and would wait forever for threads of its parent. And Ctrl-C stays with this thread.
-    threading.Thread(target=launch).start()
-    try:
-        done.wait()
-    except KeyboardInterrupt:
-        interrupted = True
-        done.wait(_GRACE)  # a terminal or a notebook interrupts them as well
-        for process in set(multiprocessing.active_children()) - others:
-            process.terminate()
-        done.wait()
-    if not failures or interrupted:
-        return interrupted, None
-    error = pickle.loads(reason.read_bytes()) if reason.is_file() else failures[0]
-    if "forked subprocess" in str(error) or "fork-based multiprocessing" in str(error):
-        error = RuntimeError(_TOO_LATE)
-    elif not reason.is_file() or "gloo" in str(error) or isinstance(error, torch.distributed.DistError):
-        error = RuntimeError(
-            f"One of {n_processes} processes ended without a word, as when the system has no memory left: lower "
-            f"batch_size or num_processes. ({error})"
-        )
-    return False, error
-
-
-@contextlib.contextmanager
-def _silence_launcher() -> Iterator[None]:
-    """Keep what accelerate and PyTorch print of processes back: GPUs where there are none, an error in many lines."""
-    names = ("torch.distributed.elastic.multiprocessing.api", "torch.multiprocessing.spawn")
-    loggers = [logger for logger in map(logging.getLogger, names) if not logger.disabled]
-    for logger in loggers:
-        logger.disabled = True
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        for logger in loggers:
-            logger.disabled = False
-
-
-def _pack(error: BaseException) -> bytes:
-    """Return a copy of an error for another process; one that cannot be copied becomes a RuntimeError that names it."""
-    try:
-        packed = pickle.dumps(error)
-        pickle.loads(packed)
-        return packed
-    except Exception:
-        return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
 @torch.no_grad()
@@ -948,7 +791,7 @@ def _update_average(averaged: nn.Module, model: nn.Module, decay: float) -> None
     torch._foreach_lerp_(floats, news, 1 - decay)  # one call for all tensors instead of a call each
 
 
-class _EpochTable:
+class EpochTable:
     """Progress: a table of epochs that stays and one plain bar that goes; text only, so a saved notebook keeps it."""
 
     def __init__(self, epochs: int, steps_per_epoch: int, evaluate_every: int, visible: bool, title: str):
@@ -960,7 +803,7 @@ class _EpochTable:
         self.started = self.shown = time.perf_counter()
         self.best = ""
         self.handle, self.terminal = None, sys.stderr.isatty()
-        is_notebook = _count_processes() == 1 and "IPython" in sys.modules  # which only hears the text of its processes
+        is_notebook = count_processes() == 1 and "IPython" in sys.modules  # which only hears the text of its processes
         if visible and is_notebook and sys.modules["IPython"].get_ipython() is not None:
             from IPython.display import display
 

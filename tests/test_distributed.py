@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shared_utils import training
+from shared_utils import processes, training
 from shared_utils.datasets import ArrayDataset
 from shared_utils.device import seed_everything
 from shared_utils.splits import cut_validation
@@ -243,23 +243,23 @@ def test_another_error_stays_what_it_is():
 
 
 def test_every_process_takes_the_gpu_of_its_own(monkeypatch):
-    assert training._pick_place("cpu") == torch.device("cpu")
+    assert processes.pick_place("cpu") == torch.device("cpu")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(training, "pick_device", torch.device)
-    assert training._pick_place("cpu") == torch.device("cpu")
-    assert training._pick_place("cuda") == training._pick_place("cuda:0") == torch.device("cuda:1")
+    monkeypatch.setattr(processes, "pick_device", torch.device)
+    assert processes.pick_place("cpu") == torch.device("cpu")
+    assert processes.pick_place("cuda") == processes.pick_place("cuda:0") == torch.device("cuda:1")
     with pytest.raises(ValueError, match="2 processes need a CUDA GPU each, and there are 0"):
-        training._pick_place("mps")
+        processes.pick_place("mps")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="2 processes need a CUDA GPU each, and there are 1: start fewer"):
-        training._pick_place("cuda")
+        processes.pick_place("cuda")
     monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
     with pytest.raises(RuntimeError, match="before this one has trained or used the GPU: restart it"):
-        training._pick_place("cuda")
-    assert training._pick_place("cpu") == torch.device("cpu")
+        processes.pick_place("cuda")
+    assert processes.pick_place("cpu") == torch.device("cpu")
 
 
 def find_free_port():
@@ -449,7 +449,7 @@ def test_an_error_in_a_process_arrives_with_the_best_weights_so_far(monkeypatch,
 
 
 def test_ctrl_c_ends_the_processes_and_keeps_what_is_done(monkeypatch):
-    monkeypatch.setattr(training, "_GRACE", 0.2)
+    monkeypatch.setattr(processes, "_GRACE", 0.2)
 
     def interrupt():
         os.kill(os.getppid(), signal.SIGINT)

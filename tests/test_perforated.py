@@ -17,7 +17,7 @@ from torch import nn
 
 from shared_utils import perforated
 from shared_utils.datasets import ArrayDataset
-from shared_utils.dendrites import Dendritic, _dendritic_layers, _without_dendrites, count_dendrites, make_dendritic
+from shared_utils.dendrites import Dendritic, count_dendrites, find_dendritic, make_dendritic, without_dendrites
 from shared_utils.device import seed_everything
 from shared_utils.perforated import fit_with_perforatedai
 from shared_utils.training import evaluate
@@ -180,7 +180,7 @@ def test_forward_is_that_of_the_package_with_the_same_weights(tmp_path):
     seed_everything(0)
     model, images, found = Mixed(), torch.randn(5, 1, 6, 6), []
     make_dendritic(model, ["conv", "token", "head"])
-    layers = _dendritic_layers(model)
+    layers = find_dendritic(model)
 
     def note(net) -> dict:
         outputs = {}
@@ -192,7 +192,7 @@ def test_forward_is_that_of_the_package_with_the_same_weights(tmp_path):
 
     def work(send):
         axes = perforated._count_axes(model, layers, images)
-        with _without_dendrites(model):
+        with without_dendrites(model):
             net, tracker = perforated._perforate(model, layers, axes, torch.device("cpu"), 3, 5)
             for _ in range(3):
                 net(images).square().sum().backward()  # tells the package how many channels there are

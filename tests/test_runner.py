@@ -233,16 +233,24 @@ def test_the_table_in_a_readme_is_made_from_the_results(tmp_path):
     (tmp_path / "results" / "results.json").write_text(json.dumps([row, floor]))
     (tmp_path / "README.md").write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
     notebooks.write_results_table(tmp_path)
-    lines = (tmp_path / "README.md").read_text().splitlines()
-    assert lines[2].split(" | ")[3:5] == ["accuracy (%)", "95 % interval"]
-    assert lines[4] == "| tiny | ESC-10, five folds | floor | 90.0 | 76.1 to 86.0 | 1 | 400 |  |  |"
-    assert lines[5] == "| tiny | ESC-10, five folds | small | 81.2 ± 1.0 | 76.1 to 86.0 | 3 | 400 | 934,570 | 1.5 |"
-    assert lines[7] == "Made with `make results ONLY=tiny` (abacus)."
-    assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
-    lines = notebooks.results_table([row, floor | {"metric": "macro F1"}]).splitlines()
-    assert [line.split(" | ")[3:5] for line in lines[:4]] == [
-        ["metric", "mean (%)"], ["---", "---"], ["accuracy", "81.2 ± 1.0"], ["macro F1", "90.0"]
-    ]
+    assert (tmp_path / "README.md").read_text().splitlines() == [
+        "before", "<!-- results -->", "**ESC-10**, five folds:", "",
+        "| model | accuracy (%) | 95 % interval | seeds | tested on | parameters | minutes a model | from |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| floor | 90.0 | 76.1 to 86.0 | 1 | 400 |  |  | tiny |",
+        "| small | 81.2 ± 1.0 | 76.1 to 86.0 | 3 | 400 | 934,570 | 1.5 | tiny |",
+        "", "Made with `make results ONLY=tiny` (abacus).", "<!-- /results -->", "after",
+    ]  # fmt: skip
+    other = row | {"notebook": "large", "mean": 0.85}
+    few = row | {"protocol": "another", "n_test": 80}
+    lines = notebooks.results_table([row, few, floor | {"metric": "macro F1"}, other]).splitlines()
+    heads = [line for line in lines if line.startswith("**")]
+    assert heads == ["**ESC-10**, five folds:", "**ESC-10**, five folds:", "**ESC-10**, another:"]
+    cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    assert [(line[1], line[-1]) for line in cells if line[0] in ("model", "small", "floor")] == [
+        ("accuracy (%)", "from"), ("85.0 ± 1.0", "large"), ("81.2 ± 1.0", "tiny"),
+        ("macro F1 (%)", "from"), ("90.0", "tiny"), ("accuracy (%)", "from"), ("81.2 ± 1.0", "tiny"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("task", notebooks.TASKS)
@@ -348,7 +356,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_p
 
 @pytest.mark.parametrize("title", ["", "test fold 1, seed 0 (2 of 9)"])
 def test_the_live_line_tells_how_far_a_training_is(title):
-    table = training._EpochTable(4, 10, 1, visible=False, title=title)
+    table = training.EpochTable(4, 10, 1, visible=False, title=title)
 
     def output(bar):
         return {"output_type": "display_data", "data": {"text/plain": table._text(bar).data}}

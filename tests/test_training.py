@@ -662,7 +662,7 @@ def test_the_bar_says_how_far_it_is_what_is_best_and_how_long_it_takes(monkeypat
     clock = {"now": 0.0}
     monkeypatch.setattr(training.time, "perf_counter", lambda: clock["now"])
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    table = training._EpochTable(4, 10, 1, visible=True, title="test fold 1, seed 0 (2 of 9)")
+    table = training.EpochTable(4, 10, 1, visible=True, title="test fold 1, seed 0 (2 of 9)")
 
     def bar(epoch, step, now):
         clock["now"] = now
