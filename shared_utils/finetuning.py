@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from tqdm.std import tqdm
 
-from shared_utils.device import resolve_path
+from shared_utils.device import name_error, resolve_path
 from shared_utils.runs import Run, load_run
 from shared_utils.spectrograms import KaldiFbank
 from shared_utils.training import evaluate
@@ -124,7 +124,7 @@ def load_encoder(name: str, stand_in: str | None = "minilm") -> tuple:
             model = AutoModel.from_pretrained(folder, dtype=torch.float32, **how).eval()
     except Exception as error:  # transformers, tokenizers and safetensors have errors of their own
         raise ValueError(
-            f"{used_name} in {folder} cannot be loaded as an encoder of text ({_first_line(error)}): if it should be "
+            f"{used_name} in {folder} cannot be loaded as an encoder of text ({name_error(error)}): if it should be "
             "one, remove the folder and fetch it again; otherwise name another."
         ) from error
     if model.config.is_encoder_decoder or tokenizer.pad_token_id is None:
@@ -465,7 +465,7 @@ def _read_ast(folder: Path, used_name: str):
         extractor = json.loads(path.read_text()) if path.is_file() else {}
     except Exception as error:  # transformers and safetensors have errors of their own
         raise ValueError(
-            f"{used_name} in {folder} cannot be loaded as an AST ({_first_line(error)}): remove the folder and fetch "
+            f"{used_name} in {folder} cannot be loaded as an AST ({name_error(error)}): remove the folder and fetch "
             "it again, or name another."
         ) from error
     missing = sorted(name for name in info["missing_keys"] if not name.startswith("classifier."))
@@ -683,13 +683,13 @@ def _fetch(name: str) -> Path:
                 "`hf auth login`."
             ) from error
         except Exception as error:  # of sockets, of TLS, of the client, of a proxy's answer that is no JSON
-            raise ConnectionError(f"the hub cannot be reached: {_first_line(error)}") from error
+            raise ConnectionError(f"the hub cannot be reached: {name_error(error)}") from error
         if not files:
             raise ValueError(f"The model {name} has no weights for PyTorch on the hub; name another.")
         try:
             return _wait_for(download, _SECONDS_WITHOUT_BYTES, lambda: moved)
         except Exception as error:
-            raise ConnectionError(f"its download stopped: {_first_line(error)}") from error
+            raise ConnectionError(f"its download stopped: {name_error(error)}") from error
         finally:
             stopped = True
 
@@ -761,8 +761,3 @@ def _quiet(*loggers: str) -> Iterator[None]:
         finally:
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
-
-
-def _first_line(error: BaseException) -> str:
-    """Return the name of an error and the first line of what it says, if it says anything."""
-    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])

@@ -2,23 +2,17 @@
 
 `models/<notebook>/<time>-<hash>/` holds weights.safetensors, model.py (the source of the model), run.json (settings,
 preprocessing, class names, metrics, device, versions), history.csv and, where there are rows to publish, results.json.
-`compare_runs` shows them beside each other, `name_run` and `delete_run` keep them in order.
-Beside them: `sweep` trains over many settings and keeps what is finished, `export_onnx` writes a model as one graph,
-`track_curves` hands learning curves to an experiment tracker.
+`compare_runs` shows them beside each other, `name_run` and `delete_run` keep them in order, `predict_files` and
+`predict_stream` use them, `export_onnx` writes a model as one graph.
 """
 
-import __future__
 
-import ast
-import builtins
 import contextlib
 import copy
 import datetime
-import functools
 import hashlib
 import importlib.metadata
 import importlib.util
-import inspect
 import io
 import itertools
 import json
@@ -28,19 +22,10 @@ import os
 import platform
 import re
 import shutil
-import signal
-import subprocess
-import symtable
 import sys
-import sysconfig
 import tempfile
-import textwrap
-import threading
-import time
-import types
-import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,11 +37,10 @@ from torch import nn
 
 from shared_utils import spectrograms
 from shared_utils.audio import decode
-from shared_utils.device import name_device, pick_device, resolve_path, set_threads, write_whole
+from shared_utils.device import name_device, name_error, pick_device, resolve_path, write_whole
+from shared_utils.sources import model_source
 
 FRONT_ENDS = ("KaldiFbank", "LogMel", "Mfcc")
-EXECUTORS = ("serial", "processes", "ray")
-TRACKERS = ("none", "tensorboard", "trackio", "wandb")
 _RUN_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 _RUN_FILES = ("run.json", "history.csv", "model.py", "weights.safetensors")
 _RECORD = {
@@ -131,13 +115,13 @@ def save_run(
         "preprocessing": preprocessing, "class_names": list(class_names), "metrics": metrics, "data": data or {},
         "model": {"class": type(model).__name__, "arguments": model_arguments or {}},
         "best_epoch": history.attrs.get("best_epoch"), "device": history.attrs.get("device") or name_device(device),
-        "precision": history.attrs.get("precision"), "versions": _versions(), "publish_as": publish_as,
+        "precision": history.attrs.get("precision"), "versions": read_versions(), "publish_as": publish_as,
     }  # fmt: skip
-    record = {name: _plain(name, value) for name, value in record.items()}
-    files = {"run.json": _to_json(record), "model.py": _model_source(type(model), notebook)}
+    record = {name: to_plain(name, value) for name, value in record.items()}
+    files = {"run.json": to_json(record), "model.py": model_source(type(model), notebook)}
     files["history.csv"] = history.to_csv(index=False)
     if results is not None:
-        files["results.json"] = _to_json(_plain("results", results))
+        files["results.json"] = to_json(to_plain("results", results))
     if predictions is not None:
         files["predictions.csv"] = predictions.to_csv(index=False, float_format="%.4g")
 
@@ -154,7 +138,7 @@ def save_run(
             raise ValueError(f"Nothing saved, because it could not be loaded again ({reason})") from error
         temporary.chmod(0o755)  # mkdtemp's folders and safetensors' files are for one user only
         (temporary / "weights.safetensors").chmod(0o644)
-        digest = hashlib.sha256(_to_json(record["settings"]).encode()).hexdigest()
+        digest = hashlib.sha256(to_json(record["settings"]).encode()).hexdigest()
         return _rename(temporary, parent, created, digest[:8])
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -328,7 +312,7 @@ def export_onnx(
         try:
             # The tracing exporter: it takes half a second, where the one of torch.export takes half a minute because it
             # unrolls recurrent layers step by step before it joins them again.
-            with _quiet(), torch.no_grad():
+            with silence(), torch.no_grad():
                 torch.onnx.export(
                     whole, (clips[0],), str(temporary), dynamo=False, opset_version=18,
                     input_names=["waveform"], output_names=["probabilities"],
@@ -347,7 +331,7 @@ def export_onnx(
         except Exception as error:  # the exporter and onnxruntime have many errors of their own
             raise RuntimeError(
                 f"{type(model).__name__} does not become an ONNX graph for batches of any size: "
-                f"{_first_line(error).rstrip('.')}. Take shapes from x.shape, not len(x)."
+                f"{name_error(error).rstrip('.')}. Take shapes from x.shape, not len(x)."
             ) from error
         difference = max(float(np.abs(a - b).max()) for a, b in zip(expected, found, strict=True))
         if not difference <= 1e-3:
@@ -356,87 +340,6 @@ def export_onnx(
                 "a loop or an `if` over values, or random numbers in evaluation mode, cannot be put into a graph."
             )
     return path
-
-
-def sweep(
-    train: Callable[..., dict],
-    grid: list[dict] | dict[str, Iterable],
-    *,
-    name: str,
-    folder: str | os.PathLike = "models",
-    data: str = "",
-    executor: str = "serial",
-    n_workers: int = 2,
-) -> pd.DataFrame:
-    """Call `train(**settings)` for all settings of `grid` and return a row a run, in the order of the grid.
-
-    Args:
-        train: one run: settings -> a dict of plain numbers and texts, the main result first. It seeds itself.
-        grid: a list of settings, or setting -> its values, of which all combinations are run.
-        name, folder: finished runs stay in `<folder>/<name>/sweep/`, a file each.
-        data: what the runs were trained on, in words: the name of the data set and its number of clips, say.
-        executor: "serial"; "processes" on this machine; "ray" on the cluster that RAY_ADDRESS names, or on a local one.
-        n_workers: runs at a time, for "processes" and "ray"; they share the CPU threads (and Ray's GPUs) equally.
-
-    A finished run is written at once, and a repeated call takes it from there: after an interruption only what is
-    missing is computed. A run is the same if its settings, `data`, and the source of `train` with all functions,
-    classes and plain values that it uses of its own notebook or file are the same; what the package computes, and
-    arrays or tables that `train` finds in the notebook, are not looked at.
-
-    Returns settings, results and seconds (of the run, unless `train` returns its own). Where runs have failed a column
-    `error` says why; they are not stored, the others go on. Ctrl-C returns what is there. Raises ValueError for an
-    empty grid or settings that `train` does not take or that are called seconds or error, RuntimeError if Ray is not
-    installed.
-    """
-    rows = _expand_grid(grid)
-    if executor not in EXECUTORS:
-        raise ValueError(f"Executor {executor!r} is unknown; choose one of {', '.join(EXECUTORS)}.")
-    if n_workers < 1:
-        raise ValueError(f"{n_workers} workers cannot compute anything; give 1 or more.")
-    for settings in rows:
-        taken = settings.keys() & {"seconds", "error"}
-        if taken:
-            raise ValueError(f"A setting cannot be called {min(taken)}: a column of the result is; rename it in train.")
-        try:
-            inspect.signature(train).bind(**settings)
-        except TypeError as error:
-            raise ValueError(f"train does not take the settings {settings}: {error}.") from error
-    sources = _sources(train)
-    plain = [_plain("settings", settings) for settings in rows]
-    keys = [_digest([settings, sources, data]) for settings in plain]
-    parent = resolve_path(folder) / name / "sweep"
-    outcomes = _read_outcomes(parent, keys)
-    todo = [(key, settings) for key, settings in dict(zip(keys, rows, strict=True)).items() if key not in outcomes]
-    if outcomes:
-        print(f"{len(set(keys)) - len(todo)} of {len(set(keys))} runs are there already, in {parent}.")
-
-    names = dict.fromkeys(itertools.chain(*rows))
-    differing = [name for name in names if len({repr(settings.get(name)) for settings in rows}) > 1]
-    started, stopped = time.perf_counter(), False
-    outcomes_to_come = _start_runs(executor, train, todo, n_workers) if todo else iter(())
-    with _noticing_ctrl_c() as interrupts:
-        try:
-            for number, (key, outcome) in enumerate(outcomes_to_come, 1):
-                if interrupts:  # training.fit ends early then, and such a run must not count as a finished one
-                    raise KeyboardInterrupt
-                settings = dict(todo)[key]
-                outcomes[key] = outcome
-                if "result" in outcome:
-                    record = {"settings": plain[keys.index(key)], "data": data, **outcome, "versions": _versions()}
-                    with write_whole(parent / f"{key}.json") as temporary:
-                        temporary.write_text(_to_json(record), encoding="utf-8")
-                left = (time.perf_counter() - started) / number * (len(todo) - number)
-                shown = ", ".join(f"{name}={settings[name]}" for name in differing or settings if name in settings)
-                print(f"{number} of {len(todo)}  {shown}: {_main_result(outcome)}, {_show_time(left)} left", flush=True)
-        except KeyboardInterrupt:
-            stopped = True
-        finally:
-            getattr(outcomes_to_come, "close", lambda: None)()
-    if stopped:
-        n_done = sum("result" in outcomes.get(key, {}) for key in keys)
-        print(f"Stopped by hand: {n_done} of {len(keys)} runs are finished; the same call goes on with the others.")
-    done = [i for i, key in enumerate(keys) if key in outcomes]
-    return _tabulate([rows[i] for i in done], [outcomes[keys[i]] for i in done])
 
 
 def compare_runs(notebook: str, folder: str | os.PathLike = "models") -> pd.DataFrame:
@@ -489,7 +392,7 @@ def read_runs(notebook: str, folder: str | os.PathLike = "models") -> tuple[list
         run["seconds"] = None if seconds.isna().all() else float(seconds.sum())
         data = run["data"]
         classes = sorted(map(str, run["class_names"]))
-        run["group"] = _to_json([data.get("data_set"), bool(data.get("demo")), classes, run["metric"]])
+        run["group"] = to_json([data.get("data_set"), bool(data.get("demo")), classes, run["metric"]])
     groups: dict[str, list[float]] = {}
     for run in runs:
         if run["value"] is not None and run["data"].get("data_set"):  # nobody knows whether unnamed data is the same
@@ -503,7 +406,7 @@ def read_runs(notebook: str, folder: str | os.PathLike = "models") -> tuple[list
 def differing_settings(runs: list[dict]) -> list[str]:
     """Return the names of the settings that are not the same in all `runs`, dicts with a key `settings`."""
     names = dict.fromkeys(name for run in runs for name in run["settings"])
-    return [name for name in names if len({_to_json(run["settings"].get(name, "-")) for run in runs}) > 1]
+    return [name for name in names if len({to_json(run["settings"].get(name, "-")) for run in runs}) > 1]
 
 
 def load_histories(notebook: str, last: int = 8, folder: str | os.PathLike = "models") -> dict[str, pd.DataFrame]:
@@ -545,7 +448,7 @@ def name_run(run: Run | str | os.PathLike, name: str, folder: str | os.PathLike 
         if other["folder"].name != path.name and other["name"] == name:
             raise ValueError(f"{name!r} is the name of {other['folder'].name} already; choose another one.")
     with write_whole(path / "run.json") as temporary:
-        temporary.write_text(_to_json(record | {"name": name}), encoding="utf-8")
+        temporary.write_text(to_json(record | {"name": name}), encoding="utf-8")
     return path
 
 
@@ -561,437 +464,6 @@ def delete_run(run: Run | str | os.PathLike, folder: str | os.PathLike = "models
     return path
 
 
-def check_tracker(tracker: str) -> None:
-    """Raise what `track_curves` would raise, before a training: it costs nothing.
-
-    Raises ValueError for a tracker that is not one of `TRACKERS`, ImportError where its package is not installed.
-    """
-    if tracker not in TRACKERS:
-        raise ValueError(f"Tracker {tracker!r} is unknown; choose one of {', '.join(TRACKERS)}.")
-    if tracker == "none":
-        return
-    package = importlib.util.find_spec(tracker)
-    if package is None or package.origin is None:  # a mere folder of that name has no origin
-        raise ImportError(f'tracker="{tracker}" needs a package that is not installed: pip install -e ".[{tracker}]"')
-
-
-def track_curves(tracker: str, project: str, curves: dict[str, pd.DataFrame], settings: dict) -> Path | None:
-    """Write learning curves for an experiment tracker, on this machine only, and return the folder.
-
-    Args:
-        tracker: "none" writes nothing and returns None; "tensorboard", "trackio" and "wandb" write to
-            `tracking/<tracker>/` in the repository. No account, no network, no question is asked.
-        project: the name of the notebook.
-        curves: name ("CNN, test fold 1, seed 0") -> history of `training.fit`; each becomes a run of its own.
-        settings: kept with every run; what is neither a number, a text nor True or False is written as text.
-
-    A row of a history becomes a step of its epoch with a value a column: train_loss is `train/loss`, val_accuracy is
-    `val/accuracy`, lr is `lr`; NaN (epochs without validation) is left out. The names of runs hold a time stamp that no
-    other call has, so the curves of two calls are never mixed. To look at them, from the root of the repository:
-
-        tensorboard --logdir tracking/tensorboard
-        TRACKIO_DIR=tracking/trackio trackio show
-        wandb sync tracking/wandb/offline-run-*        (this one uploads them, to an account of yours)
-
-    Raises as `check_tracker` does and nothing else: a tracker has no say over results that took hours to train. Where
-    one fails, a printed line says how many curves are not there or not whole, and why; None is returned if all are.
-    """
-    check_tracker(tracker)
-    if tracker == "none" or not curves:
-        return None
-    folder = resolve_path("tracking") / tracker
-    stamp = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
-    project = re.sub(r"[^\w-]", "_", project, flags=re.ASCII)  # trackio and wandb have no other characters there
-    rows, errors = {}, {}
-    for name, history in curves.items():
-        try:
-            rows[name] = _steps_of(history)
-        except Exception as error:
-            errors[name] = _first_line(error)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=".unfinished-", dir=folder.parent, ignore_cleanup_errors=True
-        ) as temporary:
-            settings = {str(name): _simple(value) for name, value in settings.items()}
-            arguments = (folder, Path(temporary), project, stamp, rows, settings)
-            written = _write_tensorboard(*arguments) if tracker == "tensorboard" else _write_apart(tracker, *arguments)
-            errors |= written
-    except Exception as error:
-        errors |= dict.fromkeys(curves, _first_line(error))
-    if errors:
-        name, reason = next(iter(errors.items()))
-        reason = (reason.splitlines() or ["no reason given"])[0].rstrip(".")
-        print(
-            f"{tracker} has not taken {len(errors)} of {len(curves)} curves, first {name}: {reason}. The training and "
-            "its history are not touched by that."
-        )
-    return folder if len(errors) < len(curves) else None
-
-
-# ---- a sweep
-
-
-def _expand_grid(grid: list[dict] | dict[str, Iterable]) -> list[dict]:
-    if isinstance(grid, dict):
-        for name, values in grid.items():
-            if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-                raise ValueError(f"The grid has {name}={values!r}; give a list of values, [{values!r}] for one.")
-        grid = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
-    rows = [dict(settings) for settings in grid]
-    if not rows:
-        raise ValueError("The grid holds no run: give a list of settings, or setting -> values, none of them empty.")
-    return rows
-
-
-def _start_runs(
-    executor: str, train: Callable, todo: list[tuple[str, dict]], n_workers: int
-) -> Iterator[tuple[str, dict]]:
-    """Yield (key, outcome) of each run as it ends."""
-    if executor == "serial":
-        return ((key, _run_one(train, settings)[1]) for key, settings in todo)
-    if executor == "processes":
-        return _run_in_processes(train, todo, n_workers)
-    return _run_on_ray(train, todo, n_workers)
-
-
-def _run_one(train: Callable, settings: dict, key: str = "", n_threads: int | None = None) -> tuple[str, dict]:
-    """Return the key and the outcome of one run: {"result": ..., "seconds": ...} or {"error": ..., "seconds": ...}."""
-    if n_threads is not None:
-        set_threads(n_threads)
-    started = time.perf_counter()
-    try:
-        result = train(**settings)
-        if not isinstance(result, dict):
-            raise ValueError(f"train returned a {type(result).__name__}; a dict of numbers and texts is needed")
-        taken = [name for name in result if name in settings or name == "error"]
-        if taken:
-            raise ValueError(f"train returned {', '.join(taken)}, the name of a setting or of the column of errors")
-        outcome = {"result": {str(name): _plain(f"the result {name}", value) for name, value in result.items()}}
-    except Exception as error:
-        outcome = {"error": f"{type(error).__name__}: {error}".removesuffix(": ")}
-    return key, outcome | {"seconds": round(time.perf_counter() - started, 3)}
-
-
-def _run_in_processes(train: Callable, todo: list[tuple[str, dict]], n_workers: int) -> Iterator[tuple[str, dict]]:
-    from joblib import Parallel, delayed
-    from joblib.externals.loky import get_reusable_executor
-    from joblib.externals.loky.process_executor import BrokenProcessPool
-
-    n_threads = max(1, torch.get_num_threads() // n_workers)
-    # copy on write: PyTorch warns of arrays that it may not write to
-    parallel = Parallel(
-        n_workers, backend="loky", return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs", mmap_mode="c"
-    )
-    finished = set()
-    try:
-        for key, outcome in parallel(delayed(_run_one)(train, settings, key, n_threads) for key, settings in todo):
-            finished.add(key)
-            yield key, outcome
-    except BrokenProcessPool:
-        error = "the process of this run or of one beside it has died, for want of memory as a rule; use fewer workers"
-        yield from ((key, {"error": error, "seconds": math.nan}) for key, _ in todo if key not in finished)
-    except BaseException:
-        get_reusable_executor().shutdown(wait=False, kill_workers=True)  # or the runs would go on unseen
-        raise
-
-
-def _run_on_ray(train: Callable, todo: list[tuple[str, dict]], n_workers: int) -> Iterator[tuple[str, dict]]:
-    try:
-        import ray
-    except ImportError as error:
-        raise RuntimeError('executor="ray" needs Ray: pip install -e ".[cluster]"') from error
-    was_there, waiting = ray.is_initialized(), {}
-    if not was_there:
-        ray.init(log_to_driver=False)  # joins the cluster of RAY_ADDRESS, or starts one on this machine
-    try:
-        cpus, gpus = _share_of_ray([node["Resources"] for node in ray.nodes() if node["Alive"]], n_workers)
-        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_run_one)
-        shared, to_start = ray.put(train), list(reversed(todo))
-        while to_start or waiting:
-            while to_start and len(waiting) < n_workers:
-                key, settings = to_start.pop()
-                waiting[remote.remote(shared, settings, key, max(1, int(cpus)))] = key
-            (reference,), _ = ray.wait(list(waiting), num_returns=1)
-            key = waiting.pop(reference)
-            try:
-                yield ray.get(reference)
-            except ray.exceptions.RayError as error:
-                cause = getattr(error, "cause", None) or error  # a RayTaskError's own text begins with a process number
-                yield key, {"error": _first_line(cause), "seconds": math.nan}
-    finally:
-        for reference in waiting:
-            ray.cancel(reference, force=True)
-        if not was_there:
-            ray.shutdown()
-
-
-def _share_of_ray(nodes: list[dict], n_workers: int) -> tuple[float, float]:
-    """Return the CPUs and GPUs that each of `n_workers` runs asks for, of nodes with {"CPU": 8.0, "GPU": 1.0}.
-
-    No more than one node has: a run lies on one node, and Ray would wait for ever for a larger one to join.
-    """
-    gpus = min(1, sum(node.get("GPU", 0) for node in nodes) / n_workers)
-    cpus = sum(node.get("CPU", 0) for node in nodes) / n_workers
-    cpus = min(cpus, max((node.get("CPU", 0) for node in nodes if node.get("GPU", 0) >= gpus), default=1))
-    return int(cpus) if cpus >= 1 else cpus, gpus  # Ray gives parts of one, or whole ones
-
-
-@contextlib.contextmanager
-def _noticing_ctrl_c() -> Iterator[list]:
-    """Yield a list that gets an entry with every Ctrl-C, which still does what it does otherwise."""
-    interrupts: list = []
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield interrupts
-        return
-
-    def note(number, frame):
-        interrupts.append(number)
-        before(number, frame)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield interrupts
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _read_outcomes(parent: Path, keys: list[str]) -> dict[str, dict]:
-    outcomes = {}
-    for key in dict.fromkeys(keys):
-        path = parent / f"{key}.json"
-        if path.is_file():
-            try:
-                record = json.loads(path.read_text(encoding="utf-8"))
-                outcomes[key] = {"result": dict(record["result"]), "seconds": record["seconds"]}
-            except (ValueError, TypeError, KeyError) as error:
-                print(f"{path} is damaged ({type(error).__name__}: {error}); this run is computed anew.")
-    return outcomes
-
-
-def _tabulate(rows: list[dict], outcomes: list[dict]) -> pd.DataFrame:
-    names = dict.fromkeys(itertools.chain(*rows))
-    # a column with None in it keeps its values as they are: pandas would make 3 and None 3.0 and NaN
-    columns = {name: [settings.get(name) for settings in rows] for name in names}
-    table = {name: pd.Series(values, dtype=object if None in values else None) for name, values in columns.items()}
-    results = dict.fromkeys(itertools.chain(*(outcome.get("result", {}) for outcome in outcomes)))
-    for name in [*(name for name in results if name != "seconds"), "seconds"]:
-        values = [outcome.get("result", {}).get(name) for outcome in outcomes]
-        if name == "seconds":
-            values = [outcome["seconds"] if own is None else own for own, outcome in zip(values, outcomes, strict=True)]
-        table[name] = pd.Series([math.nan if value is None else value for value in values])
-    if any("error" in outcome for outcome in outcomes):
-        table["error"] = pd.Series([outcome.get("error") for outcome in outcomes], dtype=object)
-    return pd.DataFrame(table)
-
-
-def _main_result(outcome: dict) -> str:
-    if "error" in outcome:
-        return outcome["error"]
-    name, value = next(iter(outcome["result"].items()), ("done", ""))
-    return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}".strip()
-
-
-def _show_time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-
-
-def _digest(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True)  # settings are the same in any order
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _sources(train: Callable) -> dict[str, str]:
-    """Return the source of a function and of all that it uses of its own notebook or file: name -> text.
-
-    Unlike model.py it need not be complete: what has neither source nor a plain value, such as data, is left out.
-    """
-    root = inspect.unwrap(train.func if isinstance(train, functools.partial) else train)
-    if not isinstance(root, types.FunctionType):
-        raise ValueError(f"train is a {type(train).__name__}; a sweep needs a function, or a functools.partial of one.")
-    found: dict[str, str] = {}
-
-    def visit(name: str, value: object) -> None:
-        if name in found:
-            return
-        target = inspect.unwrap(value) if callable(value) and not isinstance(value, nn.Module) else value
-        if _is_literal(value) or isinstance(value, np.generic | range):
-            found[name] = _stable_text(value)
-        elif isinstance(value, functools.partial):
-            visit_all(name, {"function": value.func, "arguments": value.args, "keywords": value.keywords})
-        elif isinstance(value, dict):
-            visit_all(name, value)
-        elif isinstance(value, list | tuple):
-            visit_all(name, dict(enumerate(value)))
-        elif isinstance(value, nn.Module):  # augmentation, as a rule: its settings, not its weights
-            for place, module in value.named_modules():
-                settings = {key: item for key, item in vars(module).items() if key != "training" and _is_literal(item)}
-                found[f"{name}.{place}"] = _stable_text([type(module).__name__, settings])
-                visit(type(module).__name__, type(module))
-        elif isinstance(target, type | types.FunctionType) and target.__module__ == root.__module__:
-            found[name] = _source_text(target)
-            for function in _functions_of(target) if isinstance(target, type) else [target]:
-                visit_all(f"{name} {function.__name__}", {"defaults": function.__defaults__ or ()})
-                visit_all(f"{name} {function.__name__}", {"keyword defaults": function.__kwdefaults__ or {}})
-            around = _names_around(target)
-            for used in sorted(_names_in(found[name], target)):
-                if used in around:
-                    visit(used, around[used])
-
-    def visit_all(name: str, values: dict) -> None:
-        found[name] = found.get(name, type(values).__name__)
-        for key, value in values.items():
-            visit(f"{name}[{key!r}]", value)
-
-    visit(root.__name__, train if isinstance(train, functools.partial) else root)
-    return found
-
-
-def _stable_text(value: object) -> str:
-    """Return the text of a plain value; that of a set comes in another order in every process."""
-    if isinstance(value, set):
-        return f"{{{', '.join(sorted(map(repr, value)))}}}"
-    if isinstance(value, list | tuple):
-        return f"{type(value).__name__}({', '.join(map(_stable_text, value))})"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key!r}: {_stable_text(item)}' for key, item in value.items())}}}"
-    return repr(value)
-
-
-def _source_text(target: type | types.FunctionType) -> str:
-    try:
-        return _find_source(target, "train")[0]
-    except (ValueError, SyntaxError):
-        with contextlib.suppress(OSError, TypeError):  # a lambda
-            return textwrap.dedent(inspect.getsource(target)).rstrip()
-    raise ValueError(
-        f"The source of {target.__name__} is not to be found, so a sweep could not know when it changes: define it "
-        "at the top level of a cell or file."
-    )
-
-
-def _names_in(text: str, target: type | types.FunctionType) -> set[str]:
-    try:
-        return set.union(*_used_names(text))
-    except SyntaxError:  # the line of a lambda is a piece of a statement
-        return set(target.__code__.co_names) | set(target.__code__.co_freevars)
-
-
-def _names_around(target: type | types.FunctionType) -> dict[str, object]:
-    """Return the globals of a function or class, and the variables of the function that it was defined in."""
-    functions = _functions_of(target) if isinstance(target, type) else [target]
-    names = dict(functions[0].__globals__ if functions else vars(sys.modules[target.__module__]))
-    for function in functions:
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            with contextlib.suppress(ValueError):  # not filled yet
-                names[name] = cell.cell_contents
-    return names
-
-
-# ---- experiment trackers
-
-# Run by a Python of its own: trackio and wandb read their settings when they are imported, keep threads and a service
-# until the process ends and write past sys.stderr, and a notebook would hold all that.
-_WRITE_CURVES = """
-import importlib, json, sys, warnings
-
-package, arguments, curves = json.load(sys.stdin)
-tracker = importlib.import_module(package)
-for name, (title, rows) in curves.items():
-    error = None
-    with warnings.catch_warnings(record=True) as said:  # trackio warns where others raise
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("always", category=UserWarning, module=package)
-        try:
-            run = tracker.init(name=title, **arguments)
-            try:
-                for epoch, values in rows:
-                    run.log(values, step=epoch)
-            finally:
-                run.finish()
-        except Exception as raised:
-            error = f"{type(raised).__name__}: {raised}"
-    error = str(said[0].message) if error is None and said else error
-    with open("outcomes", "a", encoding="utf-8") as file:
-        file.write(json.dumps([name, error]) + chr(10))
-"""
-
-
-def _steps_of(history: pd.DataFrame) -> list[tuple[int, dict[str, float]]]:
-    """Return (epoch, tag -> value) of each row, without NaN."""
-    tags = {column: "/".join(column.rsplit("_", 1)) for column in history if column != "epoch"}
-    return [
-        (int(row["epoch"]), {tag: float(row[column]) for column, tag in tags.items() if not math.isnan(row[column])})
-        for row in history.to_dict("records")
-    ]
-
-
-def _simple(value: object) -> bool | int | float | str:
-    value = value.item() if isinstance(value, np.generic) else value
-    return value if isinstance(value, bool | int | float | str) else str(value)
-
-
-def _write_tensorboard(
-    folder: Path, temporary: Path, project: str, stamp: str, curves: dict[str, list], settings: dict
-) -> dict[str, str]:
-    """Write a folder a curve; return curve -> error of those that failed."""
-    with _quiet():
-        from torch.utils.tensorboard import SummaryWriter
-        from torch.utils.tensorboard.summary import hparams
-
-    parent, errors = folder / project / stamp, {}
-    for number, (name, rows) in enumerate(curves.items()):
-        try:
-            with SummaryWriter(temporary / f"{number}") as writer:
-                # add_hparams would start a second run beside the curve
-                for summary in hparams(settings, dict.fromkeys(tag for _, values in rows for tag in values)):
-                    writer.file_writer.add_summary(summary)
-                for epoch, values in rows:
-                    for tag, value in values.items():
-                        writer.add_scalar(tag, value, epoch)
-            run = parent / (re.sub(r"[^\w ,.=+()-]", "_", name).strip(" .") or "curve")
-            parent.mkdir(parents=True, exist_ok=True)
-            os.replace(temporary / f"{number}", f"{run} {number}" if run.exists() else run)
-        except Exception as error:
-            errors[name] = _first_line(error)
-    return errors
-
-
-def _write_apart(
-    tracker: str, folder: Path, temporary: Path, project: str, stamp: str, curves: dict[str, list], settings: dict
-) -> dict[str, str]:
-    """Write trackio's database or wandb's folders in another process; return curve -> error of those that failed."""
-    arguments = {"project": project, "config": settings}
-    if tracker == "trackio":
-        arguments |= {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
-    else:
-        quiet = {"silent": True, "console": "off", "disable_git": True, "disable_code": True}
-        arguments |= {"mode": "offline", "reinit": "create_new", "dir": str(temporary), "settings": quiet}
-    # a space, a server, a key or "online" in the user's environment would send the curves away
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TRACKIO_", "WANDB_"))}
-    environment |= {"TRACKIO_DIR": str(folder), "HF_HUB_OFFLINE": "1", "WANDB_ERROR_REPORTING": "false"}
-    environment |= {f"WANDB_{what}_DIR": str(temporary) for what in ("ARTIFACT", "CACHE", "CONFIG", "DATA")}
-    titled = {name: (f"{name} {stamp}", rows) for name, rows in curves.items()}
-    said, outcomes = temporary / "stderr", temporary / "outcomes"
-    outcomes.touch()
-    timeout, reason = 120 + 10 * len(curves), None
-    with open(said, "wb") as stderr:
-        try:
-            subprocess.run(
-                [sys.executable, "-P", "-c", _WRITE_CURVES], input=json.dumps([tracker, arguments, titled]), text=True,
-                stdout=subprocess.DEVNULL, stderr=stderr, cwd=temporary, env=environment, timeout=timeout,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            reason = f"no answer within {timeout} s"
-    reason = reason or said.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
-    for run in temporary.glob("wandb/offline-run-*"):
-        os.replace(run, folder / run.name)
-    errors = {name: reason or "its process has ended early" for name in curves}
-    errors |= dict(map(json.loads, outcomes.read_text(encoding="utf-8").splitlines()))
-    return {name: error for name, error in errors.items() if error is not None}
-
-
 # ---- ONNX
 
 
@@ -1005,7 +477,7 @@ class _WithSoftmax(nn.Module):
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Keep to ourselves what an exporter says of its own future and of each constant, and a tracker of itself."""
     sink = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
@@ -1179,7 +651,7 @@ def _rename(temporary: Path, parent: Path, created: datetime.datetime, digest: s
             created += datetime.timedelta(seconds=1)
 
 
-def _plain(name: str, value: object) -> object:
+def to_plain(name: str, value: object) -> object:
     """Return `value` as JSON has it; NaN becomes null. Raises ValueError that names the value that is no plain one."""
     if isinstance(value, np.generic | np.ndarray | torch.Tensor):
         value = value.tolist()
@@ -1190,186 +662,18 @@ def _plain(name: str, value: object) -> object:
     if isinstance(value, os.PathLike):
         return str(value)
     if isinstance(value, dict):
-        return {str(key): _plain(f"{name}[{key!r}]", item) for key, item in value.items()}
+        return {str(key): to_plain(f"{name}[{key!r}]", item) for key, item in value.items()}
     if isinstance(value, list | tuple | range):
-        return [_plain(f"{name}[{i}]", item) for i, item in enumerate(value)]
+        return [to_plain(f"{name}[{i}]", item) for i, item in enumerate(value)]
     raise ValueError(f"{name} is a {type(value).__name__}; a run keeps numbers, text, None, lists and dicts of them.")
 
 
-def _first_line(error: BaseException) -> str:
-    """Return the name of an error and the first line of what it says, if it says anything."""
-    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
-
-
-def _to_json(value: object) -> str:
+def to_json(value: object) -> str:
+    """Return a value as the files of this project hold it: JSON with an indent, letters as they are."""
     return json.dumps(value, indent=1, ensure_ascii=False)
 
 
-def _versions() -> dict[str, str]:
+def read_versions() -> dict[str, str]:
+    """Return the versions that a result depends on: of Python, torch, torchaudio and numpy."""
     names = ("torch", "torchaudio", "numpy")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
-
-
-# ---- model.py: the source of a model that was written in a notebook
-
-
-@dataclass
-class _Part:
-    """What a global name stands for: the text of an import, a constant or a definition."""
-
-    kind: str
-    text: str
-    needs: set[str] = field(default_factory=set)  # names without which the definition itself fails
-    future: bool = False  # defined under `from __future__ import annotations`
-
-
-def _model_source(model_class: type, notebook: str = "") -> str:
-    """Return Python source that defines `model_class` and everything it needs.
-
-    Classes and functions of the class's own notebook or file are copied, plain constants are written with their values,
-    all else is imported. Raises ValueError that names what can be neither.
-    """
-    if _is_installed(model_class.__module__):
-        return f"from {model_class.__module__} import {model_class.__qualname__}\n"
-    functions = _functions_of(model_class)
-    names = functions[0].__globals__ if functions else vars(sys.modules[model_class.__module__])
-    parts: dict[str, _Part] = {}
-    _collect(model_class.__name__, model_class, "the run", names, model_class, parts)
-
-    imports = sorted({part.text for part in parts.values() if part.kind == "import"})
-    imports.sort(key=lambda text: text.startswith("from"))
-    constants = [part.text for part in parts.values() if part.kind == "constant"]
-    origin = f" of {notebook}" if notebook else ""
-    head = [f'"""The model{origin}, as it was when the run was saved; load_run executes this file."""', ""]
-    if any(part.future for part in parts.values()):
-        head += ["from __future__ import annotations", ""]
-    blocks = ["\n".join([*head, *imports, "", *constants]).strip(), *_in_order(parts)]
-    return "\n\n\n".join(blocks) + "\n"
-
-
-def _collect(name: str, value: object, user: str, names: dict, root: type, parts: dict[str, _Part]) -> None:
-    """Add to `parts` what `name` stands for, and before it all that it uses; `names` are the notebook's globals."""
-    target = inspect.unwrap(value) if callable(value) else value
-    is_own = isinstance(target, type | types.FunctionType) and target.__module__ == root.__module__
-    if isinstance(value, types.ModuleType):
-        package, _, own_name = value.__name__.rpartition(".")
-        line = f"from {package} import {name}" if package and own_name == name else f"import {value.__name__}"
-        parts[name] = _Part("import", line + ("" if own_name == name else f" as {name}"))
-    elif _is_literal(value):
-        parts[name] = _Part("constant", f"{name} = {value!r}")
-    elif is_own and target.__name__ == name:
-        text, future = _find_source(target, user)
-        needs, calls = _used_names(text)
-        parts[name] = _Part("definition", text, needs, future)
-        for used in sorted(needs | calls):
-            if used in names and used not in parts:
-                _collect(used, names[used], name, names, root, parts)
-            elif used not in names and not hasattr(builtins, used):
-                raise ValueError(f"model.py cannot hold {name}: it uses {used}, which is not defined.")
-        parts[name] = parts.pop(name)  # behind what it uses
-    else:
-        line = None if is_own else _import_line(name, value, root)
-        if line is None:
-            raise ValueError(
-                f"model.py cannot hold {name}, a {type(value).__name__} that {user} uses: make it an argument of "
-                f"{root.__name__}, or write it as a class, a def, or a plain number, text, list or dict."
-            )
-        parts[name] = _Part("import", line)
-
-
-def _in_order(parts: dict[str, _Part]) -> list[str]:
-    """Return the definitions, each behind those without which it could not be executed."""
-    ordered: dict[str, str] = {}
-
-    def put(name: str) -> None:
-        if name in parts and parts[name].kind == "definition" and name not in ordered:
-            for needed in sorted(parts[name].needs - {name}):
-                put(needed)
-            ordered[name] = parts[name].text
-
-    for name in parts:
-        put(name)
-    return list(ordered.values())
-
-
-def _functions_of(model_class: type) -> list[types.FunctionType]:
-    functions = []
-    for member in vars(model_class).values():
-        member = getattr(member, "fget", None) or getattr(member, "__func__", None) or member
-        if callable(member) and isinstance(inspect.unwrap(member), types.FunctionType):
-            functions.append(inspect.unwrap(member))
-    return [function for function in functions if function.__module__ == model_class.__module__]
-
-
-def _find_source(target: type | types.FunctionType, user: str) -> tuple[str, bool]:
-    """Return the source of a class or function, and whether its annotations were postponed.
-
-    inspect.getsource fails for the classes of a notebook, whose module has no file; but the code of their methods knows
-    its cell, and linecache has the text of that.
-    """
-    kind = ast.ClassDef if isinstance(target, type) else ast.FunctionDef
-    for function in _functions_of(target) if isinstance(target, type) else [target]:
-        code = function.__code__
-        lines = linecache.getlines(code.co_filename, function.__globals__)
-        for node in ast.walk(ast.parse("".join(lines))):
-            if isinstance(node, kind) and node.name == target.__name__:
-                first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-                if first <= code.co_firstlineno <= node.end_lineno:
-                    text = textwrap.dedent("".join(lines[first - 1 : node.end_lineno])).rstrip()
-                    return text, bool(code.co_flags & __future__.annotations.compiler_flag)
-    with contextlib.suppress(OSError, TypeError):  # a class without methods, in a file
-        return textwrap.dedent(inspect.getsource(target)).rstrip(), False
-    raise ValueError(
-        f"model.py cannot hold {target.__name__}, which {user} uses: its source is not to be found; define it at the "
-        "top level of a cell or file, with a method of its own."
-    )
-
-
-def _used_names(source: str) -> tuple[set[str], set[str]]:
-    """Return the global names that a definition uses when it is executed, and those that it uses when it is called."""
-    needs: set[str] = set()
-    calls: set[str] = set()
-
-    def visit(table: symtable.SymbolTable, called: bool) -> None:
-        for symbol in table.get_symbols():
-            if symbol.is_referenced() and symbol.is_global() and not symbol.get_name().startswith("__"):
-                (calls if called else needs).add(symbol.get_name())
-        for child in table.get_children():
-            comprehension = child.get_name() in ("listcomp", "setcomp", "dictcomp", "genexpr")
-            visit(child, called or (child.get_type() == "function" and not comprehension))
-
-    visit(symtable.symtable(source, "model.py", "exec"), False)
-    return needs, calls
-
-
-def _is_literal(value: object) -> bool:
-    if isinstance(value, list | tuple | set) and type(value) in (list, tuple, set):
-        return all(_is_literal(item) for item in value)
-    if type(value) is dict:
-        return all(_is_literal(item) for pair in value.items() for item in pair)
-    if type(value) is float:
-        return math.isfinite(value)
-    return value is None or type(value) in (bool, int, str, bytes)
-
-
-def _import_line(name: str, value: object, root: type) -> str | None:
-    """Return the line that imports `value` as `name`, or None; what does not know its module is looked for in all."""
-    module, original = getattr(value, "__module__", None), getattr(value, "__qualname__", name)
-    if isinstance(module, str) and module in sys.modules and vars(sys.modules[module]).get(original) is value:
-        return f"from {module} import {original}" + _alias(original, name)
-    others = sys.modules.keys() - {"__main__", root.__module__}
-    for module in sorted(others, key=lambda module: (module.count("."), module)):
-        if getattr(sys.modules[module], "__dict__", {}).get(name) is value:
-            return f"from {module} import {name}"
-    return None
-
-
-def _alias(original: str, name: str) -> str:
-    return "" if original == name else f" as {name}"
-
-
-def _is_installed(module: str) -> bool:
-    """Say whether a module comes from Python or a package, so that importing it is enough."""
-    path = None if module == "__main__" else getattr(sys.modules.get(module), "__file__", None)
-    places = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return path is not None and any(Path(path).is_relative_to(place) for place in places)

@@ -22,6 +22,7 @@ from shared_utils import runs
 from shared_utils.audio import decode
 from shared_utils.device import write_whole
 from shared_utils.runs import compare_runs, find_run, load_histories, load_run, predict_files, save_run
+from shared_utils.sources import model_source
 from shared_utils.spectrograms import KaldiFbank, LogMel
 
 WIDTH = 6
@@ -478,7 +479,7 @@ def test_source_has_everything_in_an_order_that_runs(tmp_path):
     spec = importlib.util.spec_from_file_location("written", tmp_path / "written.py")
     sys.modules["written"] = written = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(written)
-    source = runs._model_source(written.Model, "tiny")
+    source = model_source(written.Model, "tiny")
     copied: dict = {"__name__": "copied"}
     exec(compile(source, "model.py", "exec"), copied)
     torch.manual_seed(0)
@@ -500,7 +501,7 @@ def test_source_has_everything_in_an_order_that_runs(tmp_path):
 
 
 def test_class_of_a_package_is_imported():
-    assert runs._model_source(nn.Transformer) == "from torch.nn.modules.transformer import Transformer\n"
+    assert model_source(nn.Transformer) == "from torch.nn.modules.transformer import Transformer\n"
 
 
 def test_compiled_model_is_saved_as_what_is_inside(save):

@@ -13,9 +13,9 @@ from shared_utils.audio import cut_windows
 from shared_utils.datasets import ArrayDataset, load_esc50
 from shared_utils.device import ROOT, seed_everything
 from shared_utils.notebooks import load_definitions
-from shared_utils.runs import check_tracker
 from shared_utils.spectrograms import RandomCrop
 from shared_utils.splits import split_by_fold
+from shared_utils.tracking import check_tracker
 from shared_utils.training import count_parameters, cross_validate, evaluate
 
 NOTEBOOK = ROOT / "audio_spectrogram_transformer" / "cnn1d_scratch_transformer.ipynb"

@@ -17,7 +17,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = [
     "device", "processes", "audio", "spectrograms", "splits", "demo_sentences", "demo_data", "datasets", "metrics",
-    "training", "plotting", "runs", "comparison", "finetuning", "dendrites", "perforated", "notebooks",
+    "training", "plotting", "sources", "runs", "sweeps", "tracking", "comparison", "finetuning", "dendrites",
+    "perforated", "notebooks",
 ]
 HEAVY = ["librosa", "sklearn", "transformers", "datasets", "peft", "matplotlib", "IPython", "papermill", "pptx"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -4,14 +4,15 @@ import json
 import linecache
 import os
 import signal
+import sys
 import types
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from shared_utils import runs
-from shared_utils.runs import sweep
+from shared_utils import sweeps
+from shared_utils.sweeps import sweep
 
 CELLS = {
     "constants": "import math\nimport os\nimport torch\nfrom torch import nn\n"
@@ -204,7 +205,7 @@ def test_a_damaged_file_is_named_and_its_run_computed_anew(cell, computed, tmp_p
 
 
 def test_processes_compute_the_same_with_their_share_of_threads(cell, computed, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs.torch, "get_num_threads", lambda: 6)
+    monkeypatch.setattr(sweeps.torch, "get_num_threads", lambda: 6)
     grid = {"lr": [0.1, 2.0, 0.3], "optimizer": ["adam"]}
     table = sweep(cell("pass"), grid, name="words", folder=tmp_path, executor="processes", n_workers=2)
     lines = computed()
@@ -271,8 +272,9 @@ def test_ray_is_never_asked_for_more_than_a_node_has(
     cell, computed, tmp_path, monkeypatch, n_workers, nodes, asked, n_threads
 ):
     ray = FakeRay(*nodes)
-    monkeypatch.setitem(runs.sys.modules, "ray", ray)
-    monkeypatch.setattr(runs, "set_threads", lambda n: monkeypatch.setattr(runs.torch, "get_num_threads", lambda: n))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    get_n = "get_num_threads"
+    monkeypatch.setattr(sweeps, "set_threads", lambda n: monkeypatch.setattr(sweeps.torch, get_n, lambda: n))
     grid = {"lr": [0.1, 0.2, 0.3], "optimizer": ["adam"]}
     table = sweep(cell("pass"), grid, name="words", folder=tmp_path, executor="ray", n_workers=n_workers)
     np.testing.assert_allclose(table["accuracy"], [0.3, 0.6, 0.9])
@@ -287,7 +289,7 @@ def test_an_error_of_ray_is_one_of_its_run_and_may_say_nothing(cell, tmp_path, m
 
     ray = FakeRay({"CPU": 2.0}, {})
     ray.get = get
-    monkeypatch.setitem(runs.sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray", ray)
     table = sweep(cell("pass"), {"lr": [0.1, 0.2]}, name="words", folder=tmp_path, executor="ray")
     assert table["error"].tolist() == [shown, shown]
 
@@ -318,7 +320,7 @@ def test_what_cannot_run_is_refused_in_words(cell, tmp_path, monkeypatch):
         sweep(train, {"lr": [1]}, name="words", folder=tmp_path, executor="threads")
     with pytest.raises(ValueError, match="0 workers cannot compute"):
         sweep(train, {"lr": [1]}, name="words", folder=tmp_path, n_workers=0)
-    monkeypatch.setitem(runs.sys.modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RuntimeError, match=r'needs Ray: pip install -e "\.\[cluster\]"'):
         sweep(train, {"lr": [0.1]}, name="words", folder=tmp_path, executor="ray")
     namespace = {"__name__": "__main__"}

@@ -16,11 +16,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 from torch.utils.tensorboard import SummaryWriter
 
-from shared_utils import device, runs
-from shared_utils.runs import check_tracker, track_curves
+from shared_utils import device
+from shared_utils.tracking import TRACKERS, check_tracker, track_curves
 
 PYPROJECT = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.toml").read_text())
-PACKAGES = [tracker for tracker in runs.TRACKERS if tracker != "none"]
+PACKAGES = [tracker for tracker in TRACKERS if tracker != "none"]
 SETTINGS = {"LR": np.float32(0.5), "EPOCHS": 4, "HEADS": (1, 2), "MIXUP": True, "NAME": "fünf", "PATIENCE": None}
 KEPT = {"LR": 0.5, "EPOCHS": 4, "HEADS": "(1, 2)", "MIXUP": True, "NAME": "fünf", "PATIENCE": "None"}
 TAGS = {
