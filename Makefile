@@ -11,6 +11,7 @@ help:
 	@echo 'make slides       make a .pptx of the figures of each notebook (or of the one in ONLY)'
 	@echo 'make compare      put all saved runs (or those of the notebook in ONLY) on one page: figures/compare.html'
 	@echo 'make results      run with the published settings on real data: ONLY=... DATA_DIR=...'
+	@echo 'make app          try the models in a browser: record or upload a sound, type a sentence'
 	@echo 'make benchmarks   compare front-end, decoding and training with the usual ways'
 	@echo 'make test         run the tests'
 	@echo 'make perforatedai get the package perforatedai into a folder of its own, for DENDRITES="perforatedai"'
@@ -26,6 +27,17 @@ slides: .venv/.installed
 
 compare: .venv/.installed
 	@$(RUN) compare --only "$$ONLY"
+
+# An extra that the notebooks do not need; it comes with the first `make app`.
+app: .venv/.app
+	@.venv/bin/python -m shared_utils.app
+
+.venv/.app: .venv/.installed
+	@echo 'Getting Gradio for the page: half a minute, 120 MB on disk.'
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --retries 1 -c constraints.txt -e '.[app]' \
+		>.venv/app.log 2>&1 || { echo 'Gradio cannot be had, which needs a network this once;' \
+			'pip says why in .venv/app.log.'; exit 1; }
+	@touch $@
 
 lab: .venv/.installed
 	@.venv/bin/python -m jupyter lab
@@ -56,4 +68,4 @@ test: .venv/.installed
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,offline]'
 	@rm .venv/.unfinished && touch $@
 
-.PHONY: help notebooks results slides compare lab benchmarks perforatedai test
+.PHONY: help notebooks results slides compare app lab benchmarks perforatedai test

@@ -199,7 +199,7 @@ def predict_files(run: Run, paths: list | str | Path, device: str = "auto", batc
     preprocessing = run.preprocessing
     if "sample_rate" not in preprocessing or "seconds" not in preprocessing:
         raise ValueError(f"{run.folder} does not predict audio files: no sample_rate and seconds in its preprocessing.")
-    front_end = _make_front_end(preprocessing)
+    front_end = make_front_end(preprocessing)
     device = pick_device(device)
     run.model.to(device).eval()
     front_end.to(device).eval()
@@ -367,10 +367,12 @@ def compare_runs(notebook: str, folder: str | os.PathLike = "models") -> pd.Data
     return pd.DataFrame(rows)
 
 
-def read_runs(notebook: str, folder: str | os.PathLike = "models") -> tuple[list[dict], list[str]]:
+def read_runs(notebook: str | None, folder: str | os.PathLike = "models") -> tuple[list[dict], list[str]]:
     """Return what is known of each run of `notebook`, newest first, and a sentence a folder that cannot be read.
 
-    No model is built. A run is its run.json and beside that
+    With None it is the published weights, `<folder>/<name>/`, by name. No model is built.
+
+    A run is its run.json and beside that
     - folder, history and results, as in a `Run`; name, "" if it has none; seconds of training, None if unknown;
     - metric and value: the first of its metrics that is a share of 1 and of which more is better; None without one;
     - low and high: the interval of that number, where results.json has it, else None;
@@ -378,7 +380,8 @@ def read_runs(notebook: str, folder: str | os.PathLike = "models") -> tuple[list
     - delta: points to the best run of its group, 0 for the best; None where there is nothing to compare it with.
     """
     runs, problems = [], []
-    for path in _run_folders(notebook, folder):
+    published = sorted(file.parent for file in resolve_path(folder).glob("[!.]*/run.json"))
+    for path in published if notebook is None else _run_folders(notebook, folder):
         try:
             record, history = _read_run(path)
             runs.append(record | {"folder": path, "history": history, "results": _read_results(path)})
@@ -596,7 +599,11 @@ def _show(value: object) -> object:
     return str(value) if isinstance(value, list | dict) else value
 
 
-def _make_front_end(preprocessing: dict) -> nn.Module:
+def make_front_end(preprocessing: dict) -> nn.Module:
+    """Return the layer that turns waveforms into what a run's model takes: Identity where the model has its own.
+
+    Raises ValueError for the name of a front-end that is unknown.
+    """
     name = preprocessing.get("front_end")
     if name is None:
         return nn.Identity()

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import importlib.util
 import os
 import subprocess
 import sys
@@ -18,9 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = [
     "device", "processes", "audio", "spectrograms", "splits", "demo_sentences", "demo_data", "datasets", "metrics",
     "training", "plotting", "sources", "runs", "sweeps", "tracking", "comparison", "finetuning", "dendrites",
-    "perforated", "notebooks",
+    "perforated", "app", "notebooks",
 ]
-HEAVY = ["librosa", "sklearn", "transformers", "datasets", "peft", "matplotlib", "IPython", "papermill", "pptx"]
+HEAVY = [
+    "librosa", "sklearn", "transformers", "datasets", "peft", "matplotlib", "IPython", "papermill", "pptx", "gradio",
+]  # fmt: skip
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -33,7 +36,8 @@ def read_pins() -> dict[str, str]:
 
 def all_dependencies() -> list[Requirement]:
     extras = PROJECT["optional-dependencies"]
-    return [Requirement(text) for text in [*PROJECT["dependencies"], *extras["dev"], *extras["offline"]]]
+    texts = [*PROJECT["dependencies"], *extras["dev"], *extras["offline"], *extras["app"]]
+    return [Requirement(text) for text in texts]
 
 
 def test_every_dependency_is_pinned_within_its_range():
@@ -44,6 +48,8 @@ def test_every_dependency_is_pinned_within_its_range():
 
 def test_what_the_dependencies_need_is_pinned_too():
     pins, seen, waiting = read_pins(), set(), [(dependency, "") for dependency in all_dependencies()]
+    if importlib.util.find_spec("gradio") is None:  # it comes with `make app`; then what it needs is checked as well
+        waiting = [(dependency, extra) for dependency, extra in waiting if dependency.name != "gradio"]
     while waiting:
         dependency, extra = waiting.pop()
         name = canonicalize_name(dependency.name)
@@ -83,6 +89,7 @@ case "$1 $2" in
   "-m venv") mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
   "-m pip") echo installed >> log; test -e online ;;
   "-m pytest") echo tested ;;
+  "-m shared_utils.app") echo shown ;;
   "-m shared_utils.notebooks") shift 2; for word in "$@"; do echo "<$word>"; done ;;
   *) exec {sys.executable} "$@" ;;
 esac
@@ -119,6 +126,21 @@ def test_set_up_happens_once_and_a_half_finished_one_is_not_trusted(clone):
     stamp = (clone / ".venv" / ".installed").stat().st_mtime
     os.utime(clone / "constraints.txt", (stamp + 1, stamp + 1))
     assert "Setting up" in make(clone, "test").stdout
+
+
+def test_what_the_page_needs_is_got_once_and_without_a_network_it_says_so(clone):
+    (clone / "online").touch()
+    make(clone, "test")
+    (clone / "online").unlink()
+    offline = make(clone, "app")
+    assert offline.returncode != 0 and "shown" not in offline.stdout and not (clone / ".venv" / ".app").exists()
+    assert offline.stdout.splitlines()[-1] == (
+        "Gradio cannot be had, which needs a network this once; pip says why in .venv/app.log."
+    )
+    (clone / "online").touch()
+    assert make(clone, "app").stdout.endswith("shown\n")
+    assert make(clone, "app").stdout == "shown\n"
+    assert (clone / "log").read_text().split() == ["installed"] * 3
 
 
 def test_make_hands_settings_over_as_they_are(clone):
