@@ -65,7 +65,8 @@ test: .venv/.installed
 	@rm -f $@ && touch .venv/.unfinished
 	@echo 'Setting up .venv with the pinned packages: two to three minutes, 6 GB on disk.'
 	@$(PYTHON) -m venv .venv
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,offline]'
+	@PYTHONWARNINGS=ignore .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e '.[dev,offline]'
 	@rm .venv/.unfinished && touch $@
 
 .PHONY: help notebooks results slides compare app lab benchmarks perforatedai test
