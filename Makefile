@@ -1,6 +1,6 @@
 # Two commands are enough: `make notebooks` and `make test`. Both set up .venv first; nothing is set up twice.
 PYTHON ?= python3
-export ONLY DATA_DIR SET
+export ONLY DATA_DIR SET THEME
 
 RUN = .venv/bin/python -m shared_utils.notebooks
 
@@ -8,7 +8,7 @@ help:
 	@echo 'make notebooks    run every notebook on the built-in demo data and show a table of results'
 	@echo '                  ONLY=audio_transformer_pipeline DATA_DIR=path/to/data SET="EPOCHS=3 SEED=1"'
 	@echo 'make lab          open JupyterLab'
-	@echo 'make slides       make a .pptx of the figures of each notebook (or of the one in ONLY)'
+	@echo 'make slides       make a .pptx of all notebooks, and of each (or only of the one in ONLY); THEME=dark: light on dark'
 	@echo 'make compare      put all saved runs (or those of the notebook in ONLY) on one page: figures/compare.html'
 	@echo 'make results      run with the published settings on real data: ONLY=... DATA_DIR=...'
 	@echo 'make app          try the models in a browser: record or upload a sound, type a sentence'
@@ -23,7 +23,7 @@ results: .venv/.installed
 	@$(RUN) results --only "$$ONLY" --data-dir "$$DATA_DIR"
 
 slides: .venv/.installed
-	@$(RUN) slides --only "$$ONLY"
+	@$(RUN) slides --only "$$ONLY" --theme "$$THEME"
 
 compare: .venv/.installed
 	@$(RUN) compare --only "$$ONLY"

@@ -2,7 +2,7 @@
 
     python -m shared_utils.notebooks run      [--only NAME] [--data-dir DIR] [--set "EPOCHS=3 SEED=1"]
     python -m shared_utils.notebooks results  [--only NAME] --data-dir DIR
-    python -m shared_utils.notebooks slides   [--only NAME]
+    python -m shared_utils.notebooks slides   [--only NAME] [--theme dark]
     python -m shared_utils.notebooks compare  [--only NAME]
     python -m shared_utils.notebooks name     RUN NAME
     python -m shared_utils.notebooks delete   RUN
@@ -10,9 +10,9 @@
 
 `run` keeps executed copies in executed/. `results` runs notebooks with the settings in <task>/results/settings.json and
 puts rows and figures beside that file, and the weights that a notebook wants to publish into models/. `slides` makes a
-.pptx of each notebook's figures. `compare` writes figures/compare.html, on which all saved runs stand side by side;
-`name` and `delete` do that to a run, given by its folder or the last part of it. `refresh` writes the outputs of a
-default run on the demo data into the committed notebooks. The Makefile calls the first four.
+.pptx of each notebook's figures, and one of all of them. `compare` writes figures/compare.html, on which all saved
+runs stand side by side; `name` and `delete` do that to a run, given by its folder or the last part of it. `refresh`
+writes the outputs of a default run on the demo data into the committed notebooks. The Makefile calls the first four.
 """
 
 import argparse
@@ -253,16 +253,24 @@ def publish(only: str = "", data_dir: str = "") -> int:
     return _report(plan, lambda path, values: _run_and_publish(path, values, data_dir))
 
 
-def make_slides(only: str = "") -> int:
-    """Make the .pptx of each notebook that has figures, or of the one called `only`, and print where it lies."""
-    from shared_utils.plotting import FigureBook
+def make_slides(only: str = "", theme: str = "") -> int:
+    """Make the .pptx of each notebook that has figures, and one of all of them; or that of the notebook called `only`.
 
-    names = sorted({file.parent.name for file in (ROOT / "figures").glob("*/figures.json")})
+    `theme` is "light", also where it is empty, or "dark". Prints where the decks lie.
+    """
+    from shared_utils.plotting import FigureBook, write_deck
+
+    names = sorted({file.parent.name for file in (ROOT / "figures").glob("*/figures.json")}, key=_place_in_readme)
     chosen = [name for name in names if not only or name == Path(only).stem]
     if not chosen:
         raise FileNotFoundError(f"There are no figures of {only or 'any notebook'}; `make notebooks` draws them.")
-    for name in chosen:
-        print(FigureBook(name).deck())
+    theme, books = theme or "light", [FigureBook(name) for name in chosen]
+    headlines = [_find_headline(name) for name in chosen]
+    for book, headline in zip(books, headlines, strict=True):
+        print(book.deck(theme, headline))
+    if not only:
+        title = "Transformers for audio and text"
+        print(write_deck(ROOT / "figures" / "all_notebooks.pptx", books, headlines, title, theme))
     return 0
 
 
@@ -537,6 +545,31 @@ def _read_headline(run: Path) -> str:
     return f"{headline}, demo data" if _is_demo(record) and "demo data" not in headline else headline
 
 
+def _find_headline(name: str) -> str:
+    """Return the headline of a notebook's latest run with the settings and the kind of data of its figures, or ""."""
+
+    def plain(value: object) -> object:  # a run's settings have been JSON, those of figures are texts
+        value = _literal(str(value))
+        return list(value) if isinstance(value, tuple) else value
+
+    items = _read_json(ROOT / "figures" / name / "figures.json")
+    shown = [(key, plain(value)) for item in items for key, value in item["settings"].items()]
+    for file in sorted((ROOT / "models" / name).glob("*/run.json"), reverse=True):
+        record = _read_json(file)
+        settings = {key: plain(value) for key, value in record["settings"].items()}
+        same_data = any(("demo data" in item["mark"]) == _is_demo(record) for item in items)
+        if same_data and all(key in settings and settings[key] == value for key, value in shown):
+            return _read_headline(file.parent)
+    return ""
+
+
+def _place_in_readme(name: str) -> tuple[int, str]:
+    """Return a key that sorts notebooks as README.md lists them, others after these."""
+    readme = ROOT / "README.md"
+    listed = re.findall(r"(?m)^\| \[(\w+)\]\(", readme.read_text(encoding="utf-8")) if readme.is_file() else []
+    return listed.index(name) if name in listed else len(listed), name
+
+
 def _is_demo(record: dict) -> bool:
     return bool((record.get("data") or {}).get("demo"))
 
@@ -597,6 +630,8 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--only", default="", help="the name of one notebook")
         if name in ("run", "results"):
             command.add_argument("--data-dir", default="", help="the folder with the data sets")
+        if name == "slides":
+            command.add_argument("--theme", default="", help="light or dark")
         if name == "run":
             command.add_argument("--set", default="", dest="settings", help='settings, such as "EPOCHS=3 SEED=1"')
     options = vars(parser.parse_args(arguments))

@@ -22,6 +22,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -29,6 +30,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import ConnectionPatch, FancyBboxPatch, Patch
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
 
 from shared_utils.device import resolve_path, write_whole
 from shared_utils.metrics import auc_per_class, expected_calibration_error, macro_auc, match_detections
@@ -41,10 +43,12 @@ SMALLEST = 14  # points
 DOT = {"markersize": 12, "markeredgecolor": "white", "markeredgewidth": 1.5}
 HIT, FALSE_ALARM = {"marker": "o", **DOT}, {"marker": "X", "markersize": 14, "markeredgecolor": INK}
 SLIDE = (13.333, 7.5)  # inches
-SLIDE_FIGURE_HEIGHT = 6.5
+SLIDE_HEAD, SLIDE_FIGURE_HEIGHT = 1.14, 6.3  # inches; the figure's smallest text is 12.25 points on the slide
 FEW = 5  # answers that say little about how often such answers are right
+RECOLOURED = "recoloured"  # gid of an image that is drawn in the figure's own colours, not in those of a colour map
 WORD_PAD = 0.2  # ems between a word and the edge of its box, and between two boxes
-TABLE_WIDTH, TABLE_ROWS = 12.3, 14  # inches and rows that fit a slide
+TABLE_WIDTH, TABLE_HEIGHT = 12.3, 5.85  # inches
+NO_TABLE_STYLE = "{2D5ABB26-0587-4C30-8999-92F81FD0307C}"  # PowerPoint's own name of "No Style, No Grid"
 STYLE = {
     "axes.prop_cycle": matplotlib.cycler(color=COLOURS), "font.family": "DejaVu Sans", "font.size": 15,
     "axes.titlesize": 16, "axes.labelsize": 15, "xtick.labelsize": SMALLEST, "ytick.labelsize": SMALLEST,
@@ -53,6 +57,7 @@ STYLE = {
     "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.spines.top": False, "axes.spines.right": False,
     "grid.color": "#e4e4e4", "axes.axisbelow": True, "lines.linewidth": 2.5, "figure.facecolor": "white",
     "savefig.facecolor": "white", "text.parse_math": False, "svg.hashsalt": "figure", "svg.fonttype": "path",
+    "pdf.fonttype": 3,  # TrueType fonts (42) are cut anew for each file, which takes longer than all the rest of saving
 }  # fmt: skip
 
 
@@ -1346,7 +1351,7 @@ def plot_word_effects(
             ax.text(*place, word, ha="center", fontsize=size)
         y -= pitch * n_lines + gap
     left, right = width / 2 - 130, width / 2 + 130
-    bar = {"extent": (left, right, 24, 42), "aspect": "auto", "interpolation": "bilinear"}
+    bar = {"extent": (left, right, 24, 42), "aspect": "auto", "interpolation": "bilinear", "gid": RECOLOURED}
     ax.imshow(_effect_colours(np.linspace(-1, 1, 257))[None], **bar)
     ax.set(xlim=(-indent, width + indent), ylim=(0, height))
     for place, value in ((left, f"−{limit:.2g}"), (width / 2, "change of probability"), (right, f"+{limit:.2g}")):
@@ -1404,10 +1409,13 @@ class FigureBook:
         self.settings = {name: str(value) for name, value in (settings or {}).items()}
 
     def save(self, name: str, fig: Figure, caption: str = "") -> Figure:
-        """Write `fig` as PNG (1920 x 1080) and SVG with the data set at its foot; return it for the cell to show."""
+        """Write `fig` as PNG (1920 x 1080), SVG and PDF, the data set at its foot; return it for the cell to show."""
         if isinstance(fig, _Figure):
             fig.draw_without_rendering()
-            fig.set_layout_engine("none")  # every drawing would move the axes a little: now files and screen agree
+            # every drawing would move the axes a little: now files and screen agree; with an engine, even an empty one,
+            # each file is drawn twice
+            with matplotlib.rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
+                fig.set_layout_engine(None)
         else:
             import matplotlib.pyplot as plt
 
@@ -1415,11 +1423,12 @@ class FigureBook:
         for text in [text for text in fig.texts if text.get_gid() == "mark"]:
             text.remove()
         if self.mark:
-            fig.text(0.992, 0.012, self.mark, ha="right", va="bottom", color=GREY, fontsize=SMALLEST, gid="mark")
+            shown = _fit_mark(self.mark, 0.98 * fig.get_figwidth(), SMALLEST)
+            fig.text(0.992, 0.012, shown, ha="right", va="bottom", color=GREY, fontsize=SMALLEST, gid="mark")
         item = self._item(name, "figure", caption)
-        _write(self.folder / f"{item['file']}.svg", _render(fig, "svg", FILE_DPI))
-        _write(self.folder / f"{item['file']}.png", _render(fig, "png", FILE_DPI))
-        self._remember(item)
+        for kind in ("svg", "pdf", "png"):
+            _write(self.folder / f"{item['file']}.{kind}", _render(fig, kind, FILE_DPI))
+        self._remember(item | {"images": _image_boxes(fig)})
         return fig
 
     def table(self, name: str, df: pd.DataFrame, caption: str = "") -> pd.DataFrame:
@@ -1432,42 +1441,51 @@ class FigureBook:
         self._remember(item)
         return df
 
-    def deck(self) -> Path:
-        """Write `<notebook_name>.pptx` into the folder: 16:9, a title, then a figure or table with its caption a slide.
+    def deck(self, theme: str = "light", headline: str = "") -> Path:
+        """Write the deck of this notebook into its folder, as `write_deck` does, and return its path.
 
-        A table is a native one and goes on to the next slide where it is long. Settings stand in the notes.
+        It is `<notebook_name>.pptx`, or `<notebook_name>_dark.pptx` where `theme` is "dark".
         """
-        from pptx import Presentation
+        return write_deck(self.folder / f"{self.notebook_name}.pptx", [self], [headline], theme=theme)
+
+    def _add_slides(self, deck, theme: str, headline: str) -> None:
+        """Add the title, with headline and data sets below it, then a slide for each figure and part of a table."""
         from pptx.util import Inches
 
         items = self._items()
         if not items:
             raise ValueError(f"{self.folder} holds no figure yet; run {self.notebook_name} first.")
-        deck = Presentation()
-        deck.slide_width, deck.slide_height = Inches(SLIDE[0]), Inches(SLIDE[1])
-        deck.core_properties.title, deck.core_properties.author = _pretty(self.notebook_name).capitalize(), ""
-        first = deck.slides.add_slide(deck.slide_layouts[0])
-        marks = dict.fromkeys(item["mark"] for item in items if item["mark"])
-        _place(first.shapes.title, (0.9, 2.4, 11.5, 1.3), deck.core_properties.title, 40)
-        _place(first.placeholders[1], (0.9, 3.9, 11.5, 1.0), ", ".join(marks) or " ", 22)
+        marks = "; ".join(dict.fromkeys(item["mark"] for item in items if item["mark"]))
+        below = [line[:1].upper() + line[1:] for line in (headline, marks) if line]
+        slide = _add_title(deck, self.heading(), "\n".join(below))
+        _write_notes(slide, [self.notebook_name, headline, marks, _settings_line(items[-1])])
         for item in items:
-            caption = item["caption"] or item["name"].capitalize()
+            title, caption = _title_and_caption(item)
+            told = ". ".join(text for text in (title, caption, item["mark"]) if text)
             if item["kind"] == "figure":
-                slide = _add_slide(deck, caption, item)
+                slide = _add_slide(deck, title, caption, item)
                 width, height = SLIDE_FIGURE_HEIGHT * SIZE[0] / SIZE[1], SLIDE_FIGURE_HEIGHT
-                box = ((SLIDE[0] - width) / 2, SLIDE[1] - height - 0.08, width, height)
-                picture = slide.shapes.add_picture(str(self.folder / f"{item['file']}.png"), *map(Inches, box))
-                picture._element.nvPicPr.cNvPr.set("descr", caption)
+                box = ((SLIDE[0] - width) / 2, SLIDE[1] - height - 0.04, width, height)
+                path = self.folder / f"{item['file']}.png"
+                if theme == "dark" and "images" not in item:
+                    raise ValueError(f"{path} is from before there were dark slides; run {self.notebook_name} again.")
+                picture = str(path) if theme == "light" else _dark_picture(path, item["images"])
+                shape = slide.shapes.add_picture(picture, *map(Inches, box))
+                shape._element.nvPicPr.cNvPr.set("descr", told)
                 continue
             parts, size = _split_table(item["rows"])
             for number, part in enumerate(parts, 1):
-                title = caption if len(parts) == 1 else f"{caption} ({number} of {len(parts)})"
-                _add_table(_add_slide(deck, title, item), part, size, caption, item["mark"])
-        path = self.folder / f"{self.notebook_name}.pptx"
-        content = io.BytesIO()
-        deck.save(content)
-        _write(path, content.getvalue())
-        return path
+                numbered = title if len(parts) == 1 else f"{title} ({number} of {len(parts)})"
+                _add_table(_add_slide(deck, numbered, caption, item), part, size, told, item["mark"], theme)
+
+    def heading(self) -> str:
+        """Return the first heading of the notebook, which says what it asks, or else the name of its file as words."""
+        for path in sorted(resolve_path(".").glob(f"*/{self.notebook_name}.ipynb")):
+            cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.parent.name != "executed" else []
+            lines = "".join(cells[0]["source"]).splitlines() if cells else []
+            if lines and lines[0].startswith("# "):
+                return lines[0][2:].strip()
+        return _pretty(self.notebook_name).capitalize()
 
     def _items(self) -> list[dict]:
         """Read what the folder holds; what someone has deleted no longer counts."""
@@ -1494,9 +1512,58 @@ class FigureBook:
         }  # fmt: skip
 
     def _remember(self, new: dict) -> None:
-        items = [item for item in self._items() if item["number"] != new["number"]] + [new]
-        items.sort(key=lambda item: item["number"])
+        def key(item: dict) -> tuple:  # a table may have the name of a figure
+            return item["number"], item["kind"]
+
+        items = sorted([item for item in self._items() if key(item) != key(new)] + [new], key=key)
         _write(self.folder / "figures.json", json.dumps(items, indent=1, ensure_ascii=False).encode())
+
+
+def write_deck(
+    path: str | os.PathLike,
+    books: Sequence[FigureBook],
+    headlines: Sequence[str] | None = None,
+    title: str = "",
+    theme: str = "light",
+) -> Path:
+    """Write one 16:9 .pptx of the figures and tables of `books` and return its path.
+
+    A book is a title slide, with its headline where there is one, then a figure or a table a slide: its name as the
+    title, its caption below. A table is a native one and goes on to the next slide where it is long. Settings stand in
+    the notes, pictures and tables have alt texts. With a `title` the deck begins with it and the list of the notebooks.
+
+    Where `theme` is "dark", the slides and figures are light on dark (images keep their colour maps) and `_dark` is
+    added to the file's name. Raises ValueError for another theme, for a book without figures, and for a dark deck of
+    figures that were saved before there were such.
+    """
+    from pptx import Presentation
+    from pptx.dml.color import RGBColor
+    from pptx.oxml.ns import qn
+    from pptx.util import Inches
+
+    if theme not in ("light", "dark"):
+        raise ValueError(f'The theme of slides is "light" or "dark", not {theme!r}; for example: THEME=dark')
+    deck = Presentation()
+    deck.slide_width, deck.slide_height = Inches(SLIDE[0]), Inches(SLIDE[1])
+    deck.core_properties.title, deck.core_properties.author = title or books[0].heading(), ""
+    master = deck.slide_master
+    master.background.fill.solid()
+    master.background.fill.fore_color.rgb = RGBColor.from_string(_slide_colour("#ffffff", theme))
+    if theme == "dark":  # what a user adds to the deck is light on dark, too
+        for role, colour in {"bg1": "dk1", "tx1": "lt1", "bg2": "dk2", "tx2": "lt2"}.items():
+            master.element.find(qn("p:clrMap")).set(role, colour)
+    if title:
+        names = [book.heading().split(": ")[0] for book in books]
+        _write_notes(_add_title(deck, title, "\n".join(names)), [book.notebook_name for book in books])
+    for book, headline in zip(books, headlines or [""] * len(books), strict=True):
+        book._add_slides(deck, theme, headline)
+    path = Path(path)
+    if theme == "dark":
+        path = path.with_name(f"{path.stem}_dark{path.suffix}")
+    content = io.BytesIO()
+    deck.save(content)
+    _write(path, content.getvalue())
+    return path
 
 
 def _figure(title: str | None) -> _Figure:
@@ -1519,9 +1586,78 @@ def _reserve(fig: Figure, top: float = 0, bottom: float = 0) -> tuple[float, flo
 def _render(fig: Figure, kind: str, dpi: int) -> bytes:
     """Return the same bytes for the same figure: no date, no random names inside."""
     content = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": STYLE["svg.hashsalt"], "svg.fonttype": STYLE["svg.fonttype"]}):
-        fig.savefig(content, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    with matplotlib.rc_context({key: STYLE[key] for key in ("svg.hashsalt", "svg.fonttype", "pdf.fonttype")}):
+        fig.savefig(content, format=kind, dpi=dpi, metadata=dates.get(kind))
     return content.getvalue()
+
+
+def _image_boxes(fig: Figure) -> list[list[float]]:
+    """Return where images with a colour map lie, and the bars that explain it: left, top, right, bottom, in shares."""
+    boxes = []
+    for ax in (ax for ax in fig.axes if ax.get_visible()):
+        meshes = [artist for artist in ax.collections if isinstance(artist, QuadMesh)]
+        for image in [*ax.get_images(), *meshes]:
+            box = Bbox.intersection(image.get_window_extent(), ax.bbox)
+            if image.get_visible() and image.get_gid() != RECOLOURED and box is not None:
+                (left, bottom), (right, top) = fig.transFigure.inverted().transform(box.get_points())
+                boxes.append([round(float(share), 5) for share in (left, 1 - top, right, 1 - bottom)])
+    return boxes
+
+
+def _darken(colours: np.ndarray) -> np.ndarray:
+    """Return colours (n, 3), from 0 to 1, made for white as colours for a dark background; hue and chroma stay.
+
+    The lightness of Oklab (Ottosson, A perceptual color space for image processing, 2020) is turned round: what was
+    lighter than its surroundings is darker afterwards, so that nothing legible is lost and blended edges stay smooth.
+    """
+    to_cones = np.array([
+        [0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ])  # fmt: skip
+    to_lab = np.array([
+        [0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ])  # fmt: skip
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    lab = np.cbrt(linear @ to_cones.T) @ to_lab.T
+    # flat among the colours of lines and bars, which stay bright, and steep between them and white
+    lab[:, 0] = np.interp(lab[:, 0], [0, 0.25, 0.55, 0.68, 0.85, 0.92, 1], [0.98, 0.95, 0.72, 0.62, 0.57, 0.42, 0.23])
+    linear = ((lab @ np.linalg.inv(to_lab).T) ** 3 @ np.linalg.inv(to_cones).T).clip(0, 1)
+    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+@functools.cache
+def _dark_table():
+    """Return `_darken` as a table that Pillow looks colours up in."""
+    from PIL import ImageFilter
+
+    steps = np.linspace(0, 1, 33)
+    blue, green, red = np.meshgrid(steps, steps, steps, indexing="ij")  # red changes fastest
+    colours = _darken(np.stack([red, green, blue], axis=-1).reshape(-1, 3))
+    return ImageFilter.Color3DLUT(33, colours.ravel().tolist())
+
+
+def _dark_picture(path: Path, boxes: list[list[float]]) -> io.BytesIO:
+    """Return the figure in a PNG file as one for a dark slide, also PNG; `boxes` of `_image_boxes` stay as they are."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        picture = picture.convert("RGB")
+    dark, sides = picture.filter(_dark_table()), np.tile(picture.size, 2)
+    for box in boxes:
+        box = tuple(int(side) for side in np.rint(box * sides))
+        dark.paste(picture.crop(box), box[:2])
+    content = io.BytesIO()
+    dark.save(content, "png")
+    content.seek(0)
+    return content
+
+
+def _slide_colour(colour: str, theme: str) -> str:
+    """Return a colour of light slides as the theme has it, in six hexadecimal digits."""
+    rgb = np.array(matplotlib.colors.to_rgb(colour))
+    return matplotlib.colors.to_hex(_darken(rgb[None])[0] if theme == "dark" else rgb)[1:]
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -2084,6 +2220,8 @@ def _break_lines(widths: np.ndarray, limit: float, gap: float, start: float) -> 
 
 def _cell(value) -> str:
     """Return a table's cell as text: three decimals say all that 2,000 clips can."""
+    if isinstance(value, int | np.integer) and abs(value) >= 10_000:
+        return f"{value:,}"
     if not isinstance(value, float | np.floating):
         return str(value)
     if np.isnan(value):
@@ -2093,76 +2231,173 @@ def _cell(value) -> str:
     return f"{value:.3f}" if abs(value) >= 5e-4 or value == 0 else f"{value:.1e}"
 
 
-def _place(shape, box: tuple[float, float, float, float], text: str, size: float, bold: bool = False) -> None:
-    """Put a placeholder at (left, top, width, height) inches with `text` in it."""
-    from pptx.enum.text import MSO_ANCHOR, PP_ALIGN
+def _place(
+    shape, box: tuple[float, float, float, float], text: str, size: int, bold: bool = False, at: str = "MIDDLE"
+) -> None:
+    """Put a placeholder at (left, top, width, height) inches with `text` in it, at its "TOP", "MIDDLE" or "BOTTOM"."""
+    from pptx.enum.dml import MSO_THEME_COLOR
+    from pptx.enum.text import MSO_ANCHOR, MSO_AUTO_SIZE, PP_ALIGN
     from pptx.util import Inches, Pt
 
     shape.left, shape.top, shape.width, shape.height = map(Inches, box)
-    shape.text_frame.text = text
-    shape.text_frame.vertical_anchor = MSO_ANCHOR.MIDDLE
-    for paragraph in shape.text_frame.paragraphs:
-        paragraph.alignment = PP_ALIGN.LEFT
+    frame = shape.text_frame
+    frame.text, frame.word_wrap, frame.auto_size = text, True, MSO_AUTO_SIZE.NONE
+    frame.vertical_anchor, frame.margin_top, frame.margin_bottom = MSO_ANCHOR[at], 0, 0
+    for paragraph in frame.paragraphs:
+        paragraph.alignment, paragraph.space_before = PP_ALIGN.LEFT, Pt(0)
         paragraph.font.size, paragraph.font.bold = Pt(size), bold
+        paragraph.font.color.theme_color = MSO_THEME_COLOR.TEXT_1
 
 
-def _add_slide(deck, caption: str, item: dict):
-    """Add a slide with the caption as its title, in the largest type that fits two lines, and settings in the notes."""
-    slide = deck.slides.add_slide(deck.slide_layouts[5])
-    size = next((size for size in (22, 20, 18, 16, 14) if 1.1 * _text_width(caption, size) < 2 * 12.2), 12)
-    longest = int(len(caption) * min(1, 3 * 12.2 / (1.1 * _text_width(caption, 12))))
-    _place(slide.shapes.title, (0.4, 0.1, 12.53, 0.78), _shorten(caption, longest), size)
-    settings = [f"{name} = {value}" for name, value in item["settings"].items()]
-    lines = [item["name"], item["caption"], item["mark"], *settings]
-    slide.notes_slide.notes_text_frame.text = "\n".join(line for line in lines if line)
+def _fit_lines(
+    text: str, width: float, choices: Sequence[tuple[int, int]], weight: str = "normal"
+) -> tuple[str, int]:
+    """Return the text and the first size of `choices` (points, lines) in which it fits lines of `width` inches.
+
+    Where none does, it is shortened to fit the last.
+    """
+    for size, n_lines in choices:
+        room = width if n_lines == 1 else n_lines * width / 1.1  # lines end at words
+        if _text_width(text, size, weight) <= room:
+            return text, size
+    return _shorten(text, int(len(text) * room / _text_width(text, size, weight))), size
+
+
+def _fit_mark(mark: str, width: float, size: int) -> str:
+    """Return the data set's name, shortened to `width` inches at its start: at its end it may say "demo data"."""
+    while len(mark) > 1 and _text_width(mark, size) > width:
+        mark = "…" + mark[1 + max(1, len(mark) // 50) :]
+    return mark
+
+
+def _title_and_caption(item: dict) -> tuple[str, str]:
+    """Return what a slide says first, and the line below it; a caption that begins with the name needs no other title.
+
+    A name such as "confusion, CNN 1-D" tells slides apart that share a caption, "test fold 1, seed 0".
+    """
+    name, caption = item["name"], item["caption"].strip()
+    if re.match(rf"{re.escape(name)}\b", caption, re.IGNORECASE):
+        name, caption = caption, ""
+    return name[:1].upper() + name[1:], caption[:1].upper() + caption[1:]
+
+
+def _settings_line(item: dict) -> str:
+    return " · ".join(f"{name} = {value}" for name, value in item["settings"].items())
+
+
+def _write_notes(slide, lines: Sequence[str]) -> None:
+    from pptx.util import Pt
+
+    frame = slide.notes_slide.notes_text_frame
+    frame.text = "\n".join(line for line in lines if line)
+    for paragraph in frame.paragraphs:
+        paragraph.font.size = Pt(12)
+
+
+def _add_title(deck, title: str, below: str):
+    """Add a slide with a large title and lines below it, in the largest type in which they fit."""
+    from pptx.util import Pt
+
+    slide = deck.slides.add_slide(deck.slide_layouts[0])
+    lines = below.splitlines()
+    many = len(lines) > 3  # the list of the notebooks
+    title, size = _fit_lines(title, 11.3, [(40, 1), (36, 2), (28, 2), (24, 2), (20, 3)], "bold")
+    _place(slide.shapes.title, (0.9, 0.5 if many else 1.9, 11.5, 1.35), title, size, bold=True, at="BOTTOM")
+    fitted = [_fit_lines(line, 11.3, [(size, 1 if many else 2) for size in (22, 20, 18, 16, 14)]) for line in lines]
+    text, size = "\n".join(text for text, _ in fitted), min([size for _, size in fitted], default=22)
+    _place(slide.placeholders[1], (0.9, 2.2 if many else 3.6, 11.5, 4.6 if many else 3), text, size, at="TOP")
+    for paragraph in slide.placeholders[1].text_frame.paragraphs:
+        paragraph.space_after = Pt(8)
     return slide
 
 
-def _split_table(rows: list[list[str]]) -> tuple[list[tuple[list[list[str]], list[float]]], float]:
-    """Return parts (rows with header, widths in inches) that fit a slide each, and the size of their type in points."""
-    rows = [[_shorten(cell, 40) for cell in row] for row in rows]
-    for size in (16, 14, 12):
-        widths = [max(_text_width(cell, size) for cell in column) + 0.3 for column in zip(*rows, strict=True)]
-        if sum(widths) <= TABLE_WIDTH:
-            break
+def _add_slide(deck, title: str, caption: str, item: dict):
+    """Add a slide with a title and, where there is one, a caption below it; all that is known stands in the notes."""
+    slide = deck.slides.add_slide(deck.slide_layouts[5])
+    if caption:
+        shown, size = _fit_lines(title, 12.3, [(26, 1), (22, 1), (18, 1)], "bold")
+        _place(slide.shapes.title, (0.4, 0.06, 12.53, 0.48), shown, size, bold=True)
+        shown, size = _fit_lines(caption, 12.3, [(16, 2), (14, 2), (12, 3)])
+        _place(slide.shapes.add_textbox(0, 0, 0, 0), (0.4, 0.54, 12.53, 0.6), shown, size, at="TOP")
+    else:
+        shown, size = _fit_lines(title, 12.3, [(26, 1), (24, 2), (20, 2), (16, 3)], "bold")
+        _place(slide.shapes.title, (0.4, 0.06, 12.53, 0.48 if size == 26 else 1.05), shown, size, bold=True)
+    _write_notes(slide, [item["name"], item["caption"], item["mark"], _settings_line(item)])
+    return slide
+
+
+def _row_height(size: float, n_lines: int = 1) -> float:
+    return 1.2 * size / 72 * n_lines + 0.1
+
+
+def _split_table(rows: list[list[str]]) -> tuple[list[tuple[list[list[str]], list[float]]], int]:
+    """Return parts (rows with header, widths in inches) that fit a slide each, and the size of their type in points.
+
+    One slide with cells in full comes first, then smaller type, then shorter cells, then several slides.
+    """
+    choices = []
+    for longest in (100, 60, 40):
+        cells = [[_shorten(cell, longest) for cell in row] for row in rows]
+        for column, name in enumerate(cells[0]):
+            room = max([12, *(len(row[column]) for row in cells[1:])])
+            cells[0][column] = "\n".join(textwrap.wrap(name, room, break_long_words=False, break_on_hyphens=False))
+        ems = [
+            max(_text_width(line, 72, "bold" if not number else "normal")
+                for number, row in enumerate(cells) for line in row[column].split("\n"))
+            for column in range(len(rows[0]))
+        ]  # fmt: skip
+        choices += [(size, cells, [size / 72 * em + 0.3 for em in ems]) for size in (20, 16, 14, 12)]
+
+    def body(size: int, cells: list) -> float:
+        return TABLE_HEIGHT - _row_height(size, 1 + max(name.count("\n") for name in cells[0]))
+
+    narrow = [choice for choice in choices if sum(choice[2]) <= TABLE_WIDTH]
+    whole = [choice for choice in narrow if (len(rows) - 1) * _row_height(choice[0]) <= body(*choice[:2])]
+    small = [choice for choice in narrow if choice[0] <= 14]
+    size, cells, widths = [*whole, *small, choices[-1]][0]
     groups = [[0]]  # the first column, which names the rows, stands in every part
     for column in range(1, len(widths)):
         if sum(widths[i] for i in groups[-1]) + widths[column] > TABLE_WIDTH:
             groups.append([0])
         groups[-1].append(column)
-    parts = []
-    for start in range(1, max(len(rows), 2), TABLE_ROWS):
+    n_slides = max(1, -(-(len(rows) - 1) // int(body(size, cells) / _row_height(size))))
+    parts, n_rows = [], max(1, -(-(len(rows) - 1) // n_slides))
+    for start in range(1, max(len(rows), 2), n_rows):
         for group in groups:
-            part = [[row[i] for i in group] for row in [rows[0], *rows[start : start + TABLE_ROWS]]]
+            part = [[row[i] for i in group] for row in [cells[0], *cells[start : start + n_rows]]]
             parts.append((part, [widths[i] for i in group]))
     return parts, size
 
 
-def _add_table(slide, part: tuple[list[list[str]], list[float]], size: float, caption: str, mark: str) -> None:
+def _add_table(slide, part: tuple[list[list[str]], list[float]], size: int, told: str, mark: str, theme: str) -> None:
+    from pptx.dml.color import RGBColor
     from pptx.enum.text import MSO_ANCHOR, PP_ALIGN
+    from pptx.oxml.ns import qn
     from pptx.util import Inches, Pt
 
     rows, widths = part
-    height = 0.4
-    box = (0.5, 1.0, sum(widths), height * len(rows))
-    shape = slide.shapes.add_table(len(rows), len(widths), *map(Inches, box))
-    shape._element.nvGraphicFramePr.cNvPr.set("descr", caption)
+    heights = [_row_height(size, 1 + max(text.count("\n") for text in row)) for row in rows]
+    shape = slide.shapes.add_table(len(rows), len(widths), *map(Inches, (0.5, SLIDE_HEAD, sum(widths), sum(heights))))
+    shape._element.nvGraphicFramePr.cNvPr.set("descr", told)
+    shape.table._tbl.tblPr.find(qn("a:tableStyleId")).text = NO_TABLE_STYLE
+    ink = RGBColor.from_string(_slide_colour(INK, theme))
+    fills = [RGBColor.from_string(_slide_colour(colour, theme)) for colour in ("#d3dee8", "#ffffff", "#f3f6f9")]
     for column, width in enumerate(widths):
         shape.table.columns[column].width = Inches(width)
         numeric = all(re.fullmatch(r"[-+–]?[\d.,]*(e[-+]?\d+)?", row[column]) for row in rows[1:])
         for row, texts in enumerate(rows):
             cell = shape.table.cell(row, column)
-            cell.text = texts[column]
+            cell.text, cell.text_frame.word_wrap = texts[column], False
             cell.margin_top = cell.margin_bottom = Inches(0.03)
             cell.vertical_anchor = MSO_ANCHOR.MIDDLE
-            cell.text_frame.word_wrap = False
-            paragraph = cell.text_frame.paragraphs[0]
-            paragraph.font.size = Pt(size)
-            paragraph.alignment = PP_ALIGN.RIGHT if numeric else PP_ALIGN.LEFT
-    for row in shape.table.rows:
-        row.height = Inches(height)
+            cell.fill.solid()
+            cell.fill.fore_color.rgb = fills[0 if row == 0 else 2 - row % 2]
+            for paragraph in cell.text_frame.paragraphs:
+                paragraph.font.size, paragraph.font.bold, paragraph.font.color.rgb = Pt(size), row == 0, ink
+                paragraph.alignment = PP_ALIGN.RIGHT if numeric else PP_ALIGN.LEFT
+    for row, height in enumerate(heights):
+        shape.table.rows[row].height = Inches(height)
     if mark:
         foot = slide.shapes.add_textbox(0, 0, 0, 0)
-        _place(foot, (7.3, 7.08, 5.6, 0.35), mark, 12)
-        foot.text_frame.word_wrap = True
+        _place(foot, (0.4, 7.08, 12.53, 0.3), _fit_mark(mark, 12.3, 12), 12)
         foot.text_frame.paragraphs[0].alignment = PP_ALIGN.RIGHT

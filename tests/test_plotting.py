@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import types
 import warnings
 
 import matplotlib
@@ -17,6 +18,7 @@ from matplotlib.text import Text
 from nbclient import NotebookClient
 from PIL import Image
 from pptx import Presentation
+from pptx.enum.shapes import MSO_SHAPE_TYPE
 from pptx.util import Pt
 
 from shared_utils import metrics, plotting
@@ -1241,8 +1243,9 @@ def test_number_belongs_to_the_name_in_every_kernel(make_book, tmp_path):
     make_book().save("learning curves", FIGURES["f1 10"]())  # a new kernel, the first figure again
     make_book().save("fourth", FIGURES["f1 10"]())
     assert files(tmp_path) == [
-        "01_learning_curves.png", "01_learning_curves.svg", "02_confusion_matrix.png", "02_confusion_matrix.svg",
-        "03_report.csv", "04_fourth.png", "04_fourth.svg", "figures.json",
+        "01_learning_curves.pdf", "01_learning_curves.png", "01_learning_curves.svg", "02_confusion_matrix.pdf",
+        "02_confusion_matrix.png", "02_confusion_matrix.svg", "03_report.csv", "04_fourth.pdf", "04_fourth.png",
+        "04_fourth.svg", "figures.json",
     ]  # fmt: skip
     folder = tmp_path / "my_notebook"
     assert Image.open(folder / "01_learning_curves.png").size == (1920, 1080)
@@ -1255,14 +1258,15 @@ def test_same_figure_same_bytes_and_one_mark(make_book, tmp_path):
     book = make_book(data_set="everyday sounds", demo=True)
 
     def read(name: str) -> list[bytes]:
-        return [(tmp_path / "my_notebook" / f"{name}.{kind}").read_bytes() for kind in ("png", "svg")]
+        return [(tmp_path / "my_notebook" / f"{name}.{kind}").read_bytes() for kind in ("png", "svg", "pdf")]
 
     fig = book.save("a", FIGURES["one spectrogram"]())
     first = read("01_a")
     book.save("a", fig)
     book.save("b", FIGURES["one spectrogram"]())
     assert read("01_a") == first and read("02_b") == first
-    assert b"<dc:date>" not in first[1]
+    assert b"<dc:date>" not in first[1] and first[2].startswith(b"%PDF") and b"CreationDate" not in first[2]
+    assert b"/Type3" in first[2] and b"DejaVuSans" in first[2]  # letters, not outlines: a PDF can be searched
     assert [text.get_text() for text in fig.texts].count("everyday sounds · demo data") == 1
 
 
@@ -1278,7 +1282,7 @@ def test_interrupted_save_leaves_the_old_figure(make_book, tmp_path, monkeypatch
     with pytest.raises(OSError, match="No space"):
         book.save("a", FIGURES["f1 10"]())
     assert (tmp_path / "my_notebook" / "01_a.png").read_bytes() == before
-    assert files(tmp_path) == ["01_a.png", "01_a.svg", "figures.json"]
+    assert files(tmp_path) == ["01_a.pdf", "01_a.png", "01_a.svg", "figures.json"]
 
 
 def test_damaged_list_and_missing_names_are_refused(make_book, tmp_path):
@@ -1293,47 +1297,180 @@ def test_damaged_list_and_missing_names_are_refused(make_book, tmp_path):
         make_book().save("b", FIGURES["f1 10"]())
 
 
-def test_deck_fits_its_slides(make_book, tmp_path):
-    book = make_book(demo=True, settings={"EPOCHS": 3, "STEM": "conv"})
+def check_slides(deck) -> None:
+    """Everything lies on its slide, apart from the rest and told in words; all type is 12 points or more and fits."""
+    assert (deck.slide_width / 914400, deck.slide_height / 914400) == pytest.approx((13.333, 7.5), abs=1e-3)
+    for slide in deck.slides:
+        boxes = []
+        for shape in slide.shapes:
+            boxes.append([side / 914400 for side in (shape.left, shape.top, shape.width, shape.height)])
+            left, top, width, height = boxes[-1]
+            assert left >= 0 and top >= 0 and left + width <= 13.334 and top + height <= 7.501
+            frames = [shape.text_frame] if shape.has_text_frame else []
+            if shape.has_table:
+                assert sum(column.width for column in shape.table.columns) / 914400 == pytest.approx(width, abs=0.01)
+                assert sum(row.height for row in shape.table.rows) / 914400 == pytest.approx(height, abs=0.01)
+                for row in shape.table.rows:
+                    for cell, column in zip(row.cells, shape.table.columns, strict=True):
+                        frames.append(cell.text_frame)
+                        for paragraph in cell.text_frame.paragraphs:
+                            weight = "bold" if paragraph.font.bold else "normal"
+                            wide = plotting._text_width(paragraph.text, paragraph.font.size.pt, weight)
+                            assert wide <= column.width / 914400 - 0.2
+            elif shape.has_text_frame and shape.text_frame.text.strip():
+                lines = 0
+                for paragraph in shape.text_frame.paragraphs:
+                    weight = "bold" if paragraph.font.bold else "normal"
+                    lines += -(-plotting._text_width(paragraph.text, paragraph.font.size.pt, weight) // (width - 0.2))
+                assert lines * 1.2 * shape.text_frame.paragraphs[0].font.size.pt / 72 <= height + 0.02
+            for paragraph in (paragraph for frame in frames for paragraph in frame.paragraphs):
+                assert not paragraph.text.strip() or paragraph.font.size >= Pt(12)
+            if shape.has_table or shape.shape_type == MSO_SHAPE_TYPE.PICTURE:
+                kept = shape._element.xpath(".//p:cNvPr")[0].get("descr")
+                assert slide.shapes.title.text.split(" (")[0].rstrip("…") in kept and "demo data" in kept
+        for index, (left, top, width, height) in enumerate(boxes):
+            for other in boxes[index + 1 :]:
+                over = min(left + width, other[0] + other[2]) - max(left, other[0])
+                assert over <= 0.02 or min(top + height, other[1] + other[3]) - max(top, other[1]) <= 0.02
+        notes = slide.notes_slide.notes_text_frame
+        assert all(paragraph.font.size >= Pt(12) for paragraph in notes.paragraphs)
+
+
+def test_deck_fits_its_slides(make_book):
+    protocol = "Speech Commands test set v0.02, own speaker-disjoint folds 1 to 5, not the published protocol, in words"
+    book = make_book(demo=True, settings={"SEED": 0, "STEM": "conv"}, data_set=protocol)
     long_caption = "A caption that goes on and on, as captions do when nobody stops them. " * 5
     book.save("roc", FIGURES["roc 10"](), caption="ROC curves of ten classes")
     book.save("f1", FIGURES["f1 10"](), caption=long_caption)
+    book.save("a caption", FIGURES["f1 10"](), caption=long_caption)
     report = metrics.report(*make_evaluation(50), FIFTY)
     book.table("report", report, caption="Every class")
     wide = pd.DataFrame(np.full((2, 30), 1e-5), columns=[f"learning rate {i}" for i in range(30)])
     book.table("wide", wide, caption="Thirty columns")
-    deck = Presentation(make_book().deck())  # a new kernel: nothing but the folder
-    assert (deck.slide_width / 914400, deck.slide_height / 914400) == pytest.approx((13.333, 7.5), abs=1e-3)
-    assert deck.slides[0].shapes.title.text == "My notebook"
-    assert deck.slides[0].placeholders[1].text == "ESC-10 · demo data"
-    tables = []
-    for slide in deck.slides:
-        for shape in slide.shapes:
-            assert shape.left >= 0 and shape.top >= 0
-            assert shape.left + shape.width <= deck.slide_width and shape.top + shape.height <= deck.slide_height
-            if shape.has_table:
-                tables.append(shape.table)
-                assert sum(column.width for column in shape.table.columns) <= shape.width + 100
-                assert shape._element.nvGraphicFramePr.cNvPr.get("descr") in ("Every class", "Thirty columns")
-            frames = [shape.text_frame] if shape.has_text_frame else []
-            frames += [cell.text_frame for cell in shape.table.iter_cells()] if shape.has_table else []
-            for paragraph in (paragraph for frame in frames for paragraph in frame.paragraphs):
-                assert not paragraph.text.strip() or paragraph.font.size >= Pt(12)
-    picture = deck.slides[1].shapes[-1]
-    assert deck.slides[1].shapes.title.text == "ROC curves of ten classes"
-    assert picture._element.nvPicPr.cNvPr.get("descr") == "ROC curves of ten classes"
+    sentences = pd.DataFrame({"text": ["no " * 60, "A sentence of a few words."], "parameters": [2_147_404, 9]})
+    book.table("sentences", sentences)
+    deck = Presentation(make_book().deck(headline="accuracy 50.0 %"))  # a new kernel: nothing but the folder
+    check_slides(deck)
+    slides = list(deck.slides)
+    assert slides[0].shapes.title.text == "My notebook"
+    assert slides[0].placeholders[1].text.splitlines() == ["Accuracy 50.0 %", f"{protocol} · demo data"]
+    assert [shape.text for shape in slides[1].shapes if shape.has_text_frame] == ["ROC curves of ten classes"]
+    assert [shape.text[:20] for shape in slides[2].shapes if shape.has_text_frame] == ["F1", long_caption[:20]]
+    assert slides[3].shapes.title.text.startswith(long_caption[:80]) and slides[3].shapes.title.text.endswith("…")
+    picture = slides[1].shapes[-1]
+    told = f"ROC curves of ten classes. {protocol} · demo data"
+    assert picture._element.nvPicPr.cNvPr.get("descr") == told
     assert picture.width / 914400 / 12.8 * 14 >= 12  # points that the figure's smallest text has on the slide
-    notes = deck.slides[1].notes_slide.notes_text_frame.text
-    assert "EPOCHS = 3" in notes and "STEM = conv" in notes and "demo data" in notes
-    assert long_caption.strip() in deck.slides[2].notes_slide.notes_text_frame.text
-    rows = [row.cells for table in tables[:4] for row in list(table.rows)[1:]]
+    notes = slides[1].notes_slide.notes_text_frame.text.splitlines()
+    assert notes == ["roc", "ROC curves of ten classes", f"{protocol} · demo data", "SEED = 0 · STEM = conv"]
+    assert long_caption.strip() in slides[2].notes_slide.notes_text_frame.text
+    tables = [(slide, shape.table) for slide in slides for shape in slide.shapes if shape.has_table]
+    texts = [shape.text for slide, _ in tables for shape in slide.shapes if shape.has_text_frame]
+    assert sum(text.endswith(" · demo data") for text in texts) == len(tables)
+    titles = [slide.shapes.title.text for slide, _ in tables]
+    assert titles[:4] == [f"Report ({number} of 4)" for number in (1, 2, 3, 4)]
+    rows = [row.cells for _, table in tables[:4] for row in list(table.rows)[1:]]
     assert [[cell.text for cell in row] for row in rows] == [
         [name, *(f"{value:.3f}" for value in report.loc[name, ["precision", "recall", "f1"]]), str(row["support"])]
         for name, row in report.astype({"support": int}).astype(object).iterrows()
     ]
-    assert all(len(table.rows) <= 15 for table in tables)
-    columns = [cell.text for table in tables[4:] for cell in table.rows[0].cells]
-    assert set(columns) == set(wide) and tables[4].cell(1, 0).text == "1.0e-05"
+    assert [len(table.rows) for _, table in tables[:4]] == [14, 14, 14, 14]  # with a header; none with a few left over
+    wides = [table for (_, table), title in zip(tables, titles, strict=True) if title.startswith("Wide")]
+    columns = {cell.text.replace("\n", " ") for table in wides for cell in table.rows[0].cells}
+    assert columns == set(wide) and wides[0].cell(1, 0).text == "1.0e-05"
+    words = tables[-1][1]
+    assert words.cell(1, 0).text.startswith("no " * 30) and words.cell(1, 0).text.endswith("…")
+    assert words.cell(1, 1).text == "2,147,404"
+
+
+def test_a_table_and_a_figure_may_have_one_name(make_book, tmp_path):
+    book = make_book()
+    book.table("ablation", pd.DataFrame({"f1": [0.5]}))
+    book.save("ablation", FIGURES["f1 10"]())
+    book.table("ablation", pd.DataFrame({"f1": [0.25]}))
+    assert [(item["kind"], item["number"]) for item in book._items()] == [("figure", 1), ("table", 1)]
+    assert files(tmp_path)[:2] == ["01_ablation.csv", "01_ablation.pdf"]
+    figure, table = list(Presentation(book.deck()).slides)[1:]
+    assert figure.shapes[-1].shape_type == MSO_SHAPE_TYPE.PICTURE
+    assert [shape.table.cell(1, 0).text for shape in table.shapes if shape.has_table] == ["0.250"]
+
+
+def test_a_dark_deck_is_light_on_dark_and_leaves_images_alone(make_book, tmp_path):
+    book = make_book(demo=True)
+    book.save("spectrogram", FIGURES["one spectrogram"]())
+    book.save("words", FIGURES["words"]())
+    book.table("report", pd.DataFrame({"f1": [0.5]}))
+    light, dark = (Presentation(book.deck(theme)) for theme in ("light", "dark"))
+    check_slides(dark)
+    assert {"my_notebook.pptx", "my_notebook_dark.pptx"} < set(files(tmp_path))
+
+    def pictures(deck) -> list[np.ndarray]:
+        blobs = [shape.image.blob for slide in deck.slides for shape in slide.shapes if hasattr(shape, "image")]
+        return [np.asarray(Image.open(io.BytesIO(blob)).convert("RGB")).astype(int) for blob in blobs]
+
+    def colour(fill) -> np.ndarray:
+        return np.array([int(str(fill.fore_color.rgb)[i : i + 2], 16) for i in (0, 2, 4)])
+
+    for deck, paper in ((light, [255] * 3), (dark, [0x1D] * 3)):
+        assert colour(deck.slide_master.background.fill).tolist() == paper
+        assert all((picture[0, 0] == paper).all() for picture in pictures(deck))
+        table = next(shape.table for slide in deck.slides for shape in slide.shapes if shape.has_table)
+        for cell in table.iter_cells():
+            ink = cell.text_frame.paragraphs[0].font
+            assert abs(colour(cell.fill) - colour(types.SimpleNamespace(fore_color=ink.color))).min() > 120
+    roles = dark.slide_master.element.xpath("p:clrMap")[0]
+    assert (roles.get("bg1"), roles.get("tx1")) == ("dk1", "lt1")
+
+    (spectrogram, words), (dark_spectrogram, dark_words) = pictures(light), pictures(dark)
+    boxes = book._items()[0]["images"]
+    assert len(boxes) == 2  # the image and the bar that explains its colours
+    inside = np.zeros((1080, 1920), dtype=bool)
+    for left, top, right, bottom in boxes:
+        inside[round(1080 * top) : round(1080 * bottom), round(1920 * left) : round(1920 * right)] = True
+    assert 0.4 < inside.mean() < 0.9
+    np.testing.assert_array_equal(dark_spectrogram[inside], spectrogram[inside])
+    outside = dark_spectrogram[~inside]
+    assert np.median(outside) == 0x1D and (outside.max(axis=1) > 200).mean() > 0.005  # paper and letters
+    # what was lighter is darker, also a bar that is an image but has the colours of the boxes of words
+    places = [(y, x) for y in range(0, 1080, 9) for x in range(0, 1920, 9)]
+    before, after = (np.array([picture[place].sum() for place in places]) for picture in (words, dark_words))
+    assert book._items()[1]["images"] == [] and np.corrcoef(before, after)[0, 1] < -0.9
+
+
+def test_every_colour_is_as_legible_on_a_dark_slide():
+    def contrast(first, second) -> float:  # of WCAG 2
+        lights = [
+            np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+            for rgb in (first, second)
+        ]
+        return (max(lights) + 0.05) / (min(lights) + 0.05)
+
+    colours = np.array([matplotlib.colors.to_rgb(c) for c in (*plotting.COLOURS, plotting.GREY, plotting.PALE)])
+    ink = plotting._darken(np.array([matplotlib.colors.to_rgb(plotting.INK)]))[0]
+    paper = plotting._darken(np.ones((1, 3)))[0]
+    assert contrast(ink, paper) > 12
+    for colour, dark in zip(colours, plotting._darken(colours), strict=True):
+        assert contrast(dark, paper) > 3.5
+        hues = [matplotlib.colors.rgb_to_hsv(rgb) for rgb in (colour, dark)]
+        if hues[0][1] > 0.3:
+            assert abs((hues[0][0] - hues[1][0] + 0.5) % 1 - 0.5) < 0.06
+    boxes = plotting._effect_colours(np.array([-1.0, 1.0]))
+    assert all(contrast(ink, box) > 3 for box in plotting._darken(boxes))
+
+
+def test_slides_refuse_another_theme_and_figures_without_places_of_images(make_book, tmp_path):
+    book = make_book()
+    book.save("a", FIGURES["f1 10"]())
+    with pytest.raises(ValueError, match=r"theme of slides is \"light\" or \"dark\", not 'blue'"):
+        book.deck("blue")
+    manifest = tmp_path / "my_notebook" / "figures.json"
+    items = json.loads(manifest.read_text())
+    del items[0]["images"]
+    manifest.write_text(json.dumps(items))
+    book.deck()
+    with pytest.raises(ValueError, match="01_a.png is from before there were dark slides; run my_notebook again"):
+        book.deck("dark")
+    assert "my_notebook_dark.pptx" not in files(tmp_path)
 
 
 def test_a_notebook_shows_a_saved_figure_once_and_small_and_keeps_its_own_style(tmp_path, monkeypatch):

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import sys
-import types
 from pathlib import Path
 
 import nbformat
@@ -29,7 +27,7 @@ root = Path.cwd().parent
 figures, run = root / "figures" / "tiny", root / "models" / "tiny" / f"20260101-00000{SEED}-0123abcd"
 figures.mkdir(parents=True, exist_ok=True)
 run.mkdir(parents=True, exist_ok=True)
-for ending in ("png", "svg"):
+for ending in ("png", "svg", "pdf"):
     (figures / f"01_curve.{ending}").write_text(str(SEED))
 demo, headline = DATA_DIR == "data", f"test accuracy {RATES[0] * 100:.1f} %"
 rows = [{"data": "ESC-10", "model": "b", "metric": "accuracy", "mean": 0.1 + 0.2, "extra": 1},
@@ -131,7 +129,7 @@ def test_a_kernel_that_dies_is_one_failed_notebook(house, capsys):
     path = write_notebook(house / notebooks.TASKS[0] / "tiny.ipynb", WORK, "import os\nos._exit(9)")
     result = notebooks.run_notebook(path, {}, house / "executed" / "tiny.ipynb")
     assert result["status"] == "failed in cell 3"
-    assert result["headline"] == "test accuracy 50.0 %, demo data" and len(result["figures"]) == 2  # kept even then
+    assert result["headline"] == "test accuracy 50.0 %, demo data" and len(result["figures"]) == 3  # kept even then
     assert "DeadKernelError" in capsys.readouterr().out
 
 
@@ -312,39 +310,58 @@ def test_refresh_writes_outputs_without_traces_of_the_machine(house):
     assert notebook.metadata.source_hash != notebooks.source_hash(notebook)
 
 
-def test_slides_are_made_of_every_notebook_with_figures(house, monkeypatch, capsys):
-    for name in ("tiny", "other", "benchmarks"):
-        (house / "figures" / name).mkdir(parents=True)
-        (house / "figures" / name / "01_curve.png").touch()
-    for name in ("tiny", "other"):  # figures that are nobody's book, as those of the benchmarks, have no such file
-        (house / "figures" / name / "figures.json").touch()
-
-    def book(name):
-        return types.SimpleNamespace(deck=lambda: name)
-
-    monkeypatch.setitem(sys.modules, "shared_utils.plotting", types.SimpleNamespace(FigureBook=book))
-    assert notebooks.main(["slides"]) == 0
-    assert capsys.readouterr().out.split() == ["other", "tiny"]
-    assert notebooks.main(["slides", "--only", "tiny"]) == 0
-    assert capsys.readouterr().out.split() == ["tiny"]
-    assert notebooks.main(["slides", "--only", "benchmarks"]) == 2
-
-
-def test_slides_hold_what_a_notebook_has_drawn(house, monkeypatch, capsys):
+def test_slides_are_made_of_every_notebook_in_the_order_of_the_readme(house, monkeypatch, capsys):
     from pptx import Presentation
 
     monkeypatch.setattr(device, "ROOT", house)
+    write_notebook(house / notebooks.TASKS[1] / "tiny.ipynb", "x = 1")
+    (house / "README.md").write_text("| [zebra](a/zebra.ipynb) | |\n| [tiny](a/tiny.ipynb) | |\n")
     history = pd.DataFrame({"epoch": [1, 2], "train_loss": [2.0, 1.0], "val_loss": [2.0, 1.5]})
     history = history.assign(train_accuracy=[0.5, 0.75], val_accuracy=[0.25, 0.5])
-    book = plotting.FigureBook("tiny")
-    book.save("curves", plotting.plot_learning_curves({"one run": history}), caption="Two epochs")
-    book.table("history", history, caption="The same in numbers")
-    (house / "figures" / "benchmarks").mkdir()
+    settings = {"SEED": 3, "FOLDS": (1, 2), "SUBSET": None}
+    for name in ("other", "tiny", "zebra"):
+        book = plotting.FigureBook(name, "ESC-10", demo=True, settings=settings)
+        if name == "tiny":
+            book.save("curves", plotting.plot_learning_curves({"one run": history}), caption="Two epochs")
+        book.table("history", history, caption="The same in numbers")
+    (house / "figures" / "benchmarks").mkdir()  # figures that are nobody's book
     (house / "figures" / "benchmarks" / "front_end.png").touch()
-    assert notebooks.main(["slides"]) == 0
-    assert capsys.readouterr().out.strip() == str(house / "figures" / "tiny" / "tiny.pptx")
-    _, *slides = Presentation(house / "figures" / "tiny" / "tiny.pptx").slides
-    assert [slide.shapes.title.text for slide in slides] == ["Two epochs", "The same in numbers"]
+    runs = {  # of all that fit settings and data of the figures, the last counts
+        "20260101-000000": ({**settings, "SEED": 2}, True), "20260102-000000": (settings, True),
+        "20260103-000000": (settings | {"more": 1}, True), "20260104-000000": (settings, False),
+        "20260105-000000": ({**settings, "SEED": 2}, True),
+    }  # fmt: skip
+    for number, (name, (values, demo)) in enumerate(runs.items()):
+        folder = house / "models" / "tiny" / f"{name}-0123abcd"
+        folder.mkdir(parents=True)
+        record = {"settings": values, "headline": f"accuracy 0.{number}", "data": {"demo": demo}}
+        (folder / "run.json").write_text(json.dumps(record))
+
+    def titles(path: Path) -> list[list[str]]:
+        frames = [[shape for shape in slide.shapes if shape.has_text_frame] for slide in Presentation(path).slides]
+        return [[text for shape in shapes for text in shape.text_frame.text.splitlines()] for shapes in frames]
+
+    data = "ESC-10 · demo data"
+    table = ["History", "The same in numbers", data]
+    tiny = [["Tiny", "Accuracy 0.2, demo data", data], ["Curves", "Two epochs"], table]
+    assert notebooks.main(["slides", "--only", "tiny"]) == 0
+    assert capsys.readouterr().out.split() == [str(house / "figures" / "tiny" / "tiny.pptx")]
+    assert titles(house / "figures" / "tiny" / "tiny.pptx") == tiny
+    for theme, ending in (("", ""), ("dark", "_dark")):
+        assert notebooks.main(["slides", "--theme", theme]) == 0
+        decks = [f"{name}/{name}{ending}.pptx" for name in ("zebra", "tiny", "other")]
+        decks = [str(house / "figures" / name) for name in (*decks, f"all_notebooks{ending}.pptx")]
+        assert capsys.readouterr().out.splitlines() == decks
+        assert titles(decks[-1]) == [
+            ["Transformers for audio and text", "Zebra", "Tiny", "Other"], ["Zebra", data], table, *tiny,
+            ["Other", data], table,
+        ]  # fmt: skip
+    notes = [slide.notes_slide.notes_text_frame.text for slide in Presentation(decks[-1]).slides]
+    assert notes[4].splitlines() == ["curves", "Two epochs", data, "SEED = 3 · FOLDS = (1, 2) · SUBSET = None"]
+    assert notebooks.main(["slides", "--only", "benchmarks"]) == 2
+    assert "There are no figures of benchmarks" in capsys.readouterr().err
+    assert notebooks.main(["slides", "--theme", "blue"]) == 2
+    assert "The theme of slides is \"light\" or \"dark\", not 'blue'" in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_path):

@@ -148,6 +148,8 @@ def test_make_hands_settings_over_as_they_are(clone):
     settings = "EPOCHS=3 FOLDS=[1, 2] NAME='two words'"
     shown = make(clone, "notebooks", "ONLY=tiny", "DATA_DIR=my data", f"SET={settings}").stdout.splitlines()
     assert shown[-7:] == ["<run>", "<--only>", "<tiny>", "<--data-dir>", "<my data>", "<--set>", f"<{settings}>"]
+    shown = make(clone, "slides", "THEME=dark").stdout.splitlines()
+    assert shown[-5:] == ["<slides>", "<--only>", "<>", "<--theme>", "<dark>"]
 
 
 @pytest.mark.parametrize("version, accepted", [("3, 10", False), ("3, 11", True), ("3, 13", True), ("3, 14", False)])
