@@ -30,7 +30,7 @@ import torch
 from shared_utils.audio import decode, read_audio
 from shared_utils.device import resolve_path, set_threads
 from shared_utils.finetuning import predict_texts
-from shared_utils.runs import Run, load_run, make_front_end, predict_files, read_runs
+from shared_utils.runs import Run, load_run, make_front_end, name_data, predict_files, read_runs
 from shared_utils.spectrograms import KaldiFbank, LogMel
 
 FIRST_PORT = 7860
@@ -85,12 +85,12 @@ def name_model(run: dict) -> str:
         name = f"{run['name']} ({run['notebook']})" if run["name"] else f"{run['notebook']}, {run['created'][:16]}"
     else:
         name = run["key"].replace("_", " ")
-    return f"{name} · {run['kind']}s · {_name_data(run)} · {run['headline']}"
+    return f"{name} · {run['kind']}s · {name_data(run)} · {run['headline']}"
 
 
 def describe_model(run: dict) -> list[tuple[str, str]]:
     """Return what run.json says about a row of `list_models`, as pairs of a heading and a text; the last is Limits."""
-    how, classes, data = run["preprocessing"], run["class_names"], _name_data(run)
+    how, classes, data = run["preprocessing"], run["class_names"], name_data(run)
     result, of_these = run["headline"], run["metrics"].get("test_accuracy_of_these_weights")
     result += f"; these weights alone {of_these:.1%}" if isinstance(of_these, float) else ""
     takes, others = f"up to {how.get('max_length')} tokens; a word is one or more", "other kinds of text"
@@ -107,10 +107,6 @@ def describe_model(run: dict) -> list[tuple[str, str]]:
         ("Model", run["model"].get("class", "unknown")), ("Result", result), ("Takes", takes),
         ("Classes", ", ".join(map(str, classes))), ("Limits", limits),
     ]  # fmt: skip
-
-
-def _name_data(run: dict) -> str:
-    return f"{run['data'].get('data_set') or 'unnamed data'}{', demo data' if run['data'].get('demo') else ''}"
 
 
 # ---- what a model attends to

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from shared_utils.device import resolve_path, write_whole
-from shared_utils.runs import differing_settings, read_runs
+from shared_utils.runs import differing_settings, name_data, read_runs
 
 N_CURVES = 8  # more lines in one figure cannot be told apart
 LONGEST_VALUE = 32  # characters of a setting that a cell shows; all of it stands in the cell's title
@@ -92,8 +92,7 @@ def _name(run: dict) -> str:
 
 
 def _name_data(run: dict) -> str:
-    data_set = _clean(run["data"].get("data_set") or "unnamed data")
-    return f"{data_set}, demo data" if run["data"].get("demo") else data_set
+    return _clean(name_data(run))
 
 
 def _name_score(run: dict) -> str:

@@ -123,10 +123,10 @@ def run_notebook(path: Path, settings: dict[str, object], output: Path, root: Pa
     root = root or ROOT
     figures, runs = root / "figures" / path.stem, root / "models" / path.stem
     before = {**_times(figures, "*.*"), **_times(runs, "*/run.json")}
-    progress = {"cell": 0, "source": "", "cells": _count_cells(path) + bool(settings)}
+    progress = {"cell": 0, "node": {"source": ""}, "cells": _count_cells(path) + bool(settings)}
 
     def note_cell(cell: dict, cell_index: int) -> None:
-        progress.update(cell=progress["cell"] + 1, source=cell["source"], node=cell)
+        progress.update(cell=progress["cell"] + 1, node=cell)
 
     output.parent.mkdir(parents=True, exist_ok=True)
     start, error, status = time.monotonic(), "", "ok"
@@ -145,7 +145,7 @@ def run_notebook(path: Path, settings: dict[str, object], output: Path, root: Pa
     headline = _read_headline(new_runs[-1]) if new_runs else "-"
     print(f"{path.stem}: {status}, {seconds:.0f} s" + (f", {headline}" if new_runs else ""), flush=True)
     if error:
-        first_line = (progress["source"].strip().splitlines() or ["(before the first cell)"])[0]
+        first_line = (progress["node"]["source"].strip().splitlines() or ["(before the first cell)"])[0]
         shown = error if sys.stdout.isatty() else _ANSI.sub("", error)
         print(f"\n{path.name}, cell {progress['cell']} of {progress['cells']}: {first_line}\n\n{shown}\n", flush=True)
     return {
@@ -169,7 +169,7 @@ def _live_line(name: str, progress: dict) -> Iterator[None]:
     def show() -> None:
         while not done.wait(0.2):
             line = f"{name}  cell {progress['cell']} of {progress['cells']}  {time.monotonic() - start:.0f} s"
-            line += _last_bar(progress.get("node", {}).get("outputs", []))
+            line += _last_bar(progress["node"].get("outputs", []))
             print(f"\r{line[: shutil.get_terminal_size().columns - 1]}\x1b[K", end="", flush=True)
 
     thread = threading.Thread(target=show, daemon=True)
@@ -260,7 +260,9 @@ def make_slides(only: str = "", theme: str = "") -> int:
     """
     from shared_utils.plotting import FigureBook, write_deck
 
-    names = sorted({file.parent.name for file in (ROOT / "figures").glob("*/figures.json")}, key=_place_in_readme)
+    listed = _listed_in_readme()
+    names = {file.parent.name for file in (ROOT / "figures").glob("*/figures.json")}
+    names = [name for name in listed if name in names] + sorted(names - set(listed))
     chosen = [name for name in names if not only or name == Path(only).stem]
     if not chosen:
         raise FileNotFoundError(f"There are no figures of {only or 'any notebook'}; `make notebooks` draws them.")
@@ -563,11 +565,11 @@ def _find_headline(name: str) -> str:
     return ""
 
 
-def _place_in_readme(name: str) -> tuple[int, str]:
-    """Return a key that sorts notebooks as README.md lists them, others after these."""
+def _listed_in_readme() -> list[str]:
+    """Return the names of the notebooks in the order of README.md's table."""
     readme = ROOT / "README.md"
-    listed = re.findall(r"(?m)^\| \[(\w+)\]\(", readme.read_text(encoding="utf-8")) if readme.is_file() else []
-    return listed.index(name) if name in listed else len(listed), name
+    names = re.findall(r"(?m)^\| \[(\w+)\]\(", readme.read_text(encoding="utf-8")) if readme.is_file() else []
+    return list(dict.fromkeys(names))
 
 
 def _is_demo(record: dict) -> bool:

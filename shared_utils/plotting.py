@@ -1469,7 +1469,10 @@ class FigureBook:
                 path = self.folder / f"{item['file']}.png"
                 if theme == "dark" and "images" not in item:
                     raise ValueError(f"{path} is from before there were dark slides; run {self.notebook_name} again.")
-                picture = str(path) if theme == "light" else _dark_picture(path, item["images"])
+                picture = str(path)
+                if theme == "dark":
+                    boxes = tuple(map(tuple, item["images"]))
+                    picture = io.BytesIO(_dark_picture(path, path.stat().st_mtime_ns, boxes))
                 shape = slide.shapes.add_picture(picture, *map(Inches, box))
                 shape._element.nvPicPr.cNvPr.set("descr", told)
                 continue
@@ -1638,7 +1641,8 @@ def _dark_table():
     return ImageFilter.Color3DLUT(33, colours.ravel().tolist())
 
 
-def _dark_picture(path: Path, boxes: list[list[float]]) -> io.BytesIO:
+@functools.lru_cache(maxsize=512)  # a figure lies in the deck of its notebook and in that of all
+def _dark_picture(path: Path, modified: int, boxes: tuple[tuple[float, ...], ...]) -> bytes:
     """Return the figure in a PNG file as one for a dark slide, also PNG; `boxes` of `_image_boxes` stay as they are."""
     from PIL import Image
 
@@ -1650,8 +1654,7 @@ def _dark_picture(path: Path, boxes: list[list[float]]) -> io.BytesIO:
         dark.paste(picture.crop(box), box[:2])
     content = io.BytesIO()
     dark.save(content, "png")
-    content.seek(0)
-    return content
+    return content.getvalue()
 
 
 def _slide_colour(colour: str, theme: str) -> str:

@@ -406,6 +406,11 @@ def read_runs(notebook: str | None, folder: str | os.PathLike = "models") -> tup
     return runs, problems
 
 
+def name_data(run: dict) -> str:
+    """Return what the data of a row of `read_runs` is called, with "demo data" where it is that."""
+    return f"{run['data'].get('data_set') or 'unnamed data'}{', demo data' if run['data'].get('demo') else ''}"
+
+
 def differing_settings(runs: list[dict]) -> list[str]:
     """Return the names of the settings that are not the same in all `runs`, dicts with a key `settings`."""
     names = dict.fromkeys(name for run in runs for name in run["settings"])
