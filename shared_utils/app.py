@@ -15,7 +15,6 @@ import importlib.util
 import io
 import math
 import os
-import re
 import signal
 import socket
 import sys
@@ -29,7 +28,7 @@ import torch
 
 from shared_utils.audio import decode, read_audio
 from shared_utils.device import resolve_path, set_threads
-from shared_utils.finetuning import predict_texts
+from shared_utils.finetuning import leave_words_out
 from shared_utils.runs import Run, load_run, make_front_end, name_data, predict_files, read_runs
 from shared_utils.spectrograms import KaldiFbank, LogMel
 
@@ -246,23 +245,16 @@ def answer_sound(run: Run, path: str | os.PathLike) -> tuple[dict[str, float], s
 def answer_sentence(run: Run, sentence: str) -> tuple[dict[str, float], str, list]:
     """Return (probabilities of the classes, what was read in a sentence, figures) for one or more sentences.
 
-    The figure shows what each word does to the answer: leave one word out, as Li et al., Understanding Neural Networks
-    through Representation Erasure (2016). Raises ValueError where there is no word.
+    The figure shows what each word does to the answer (`finetuning.leave_words_out`). Raises ValueError where there is
+    no word.
     """
     from shared_utils import plotting
 
     if not sentence.strip():
         raise ValueError("There is no sentence yet: type one.")
     limit, classes = run.preprocessing["max_length"], run.class_names
-    tokens = run.model.tokenizer(sentence, truncation=True, max_length=limit, return_offsets_mapping=True)
-    read = sentence[: max(end for _, end in tokens["offset_mapping"])]
-    spans = [match.span() for match in re.finditer(r"\S+", read)]
-    without = [read[:start] + read[end:].lstrip() for start, end in spans] if len(spans) > 1 else []
-    table = predict_texts(run, [read, *without])
-    answer = table["predicted"][0]
-    whole, *rest = table[classes[1] if len(classes) == 2 else answer].astype(float)
-    effects = [whole - share for share in rest or [1 / len(classes)]]
-    words, n_words = [read[start:end] for start, end in spans], len(sentence.split())
+    table, words, effects = leave_words_out(run, sentence)
+    answer, n_words = table["predicted"][0], len(sentence.split())
     note = f"The model read all {n_words} words." if n_words > 1 else "The model read one word."
     if n_words > len(words):
         note = f"The model reads {limit} tokens at most: it read the first {len(words)} of {n_words} words."

@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import threading
 import time
 import warnings
@@ -275,6 +276,26 @@ def predict_texts(run: Run, texts: Sequence[str], device: str = "auto", batch_si
     table.insert(0, "text", texts)
     table["predicted"] = [run.class_names[label] for label in probabilities.argmax(1)]
     return table
+
+
+def leave_words_out(run: Run, text: str, device: str = "auto") -> tuple[pd.DataFrame, list[str], list[float]]:
+    """Return (answers, words, effects): the words that the model reads of a text, and what each does to its answer.
+
+    `answers` is of `predict_texts`: row 0 for the text as far as it is read, then a row for it without each word. An
+    effect is P(second class) with all words minus that without this one; with more than two classes it is the
+    probability of the class that is predicted. A word that stands alone is compared with an even chance. Source: Li et
+    al., Understanding Neural Networks through Representation Erasure (2016).
+    """
+    limit = run.preprocessing["max_length"]
+    tokens = run.model.tokenizer(text, truncation=True, max_length=limit, return_offsets_mapping=True)
+    read = text[: max(end for _, end in tokens["offset_mapping"])]  # as far as the last token that fits
+    spans = [match.span() for match in re.finditer(r"\S+", read)]
+    without = [read[:start] + read[end:].lstrip() for start, end in spans] if len(spans) > 1 else []
+    answers = predict_texts(run, [read, *without], device)
+    name = run.class_names[1] if len(run.class_names) == 2 else answers["predicted"][0]
+    whole, *rest = answers[name].astype(float)
+    effects = [whole - share for share in rest or [1 / len(run.class_names)]]
+    return answers, [read[start:end] for start, end in spans], effects
 
 
 def load_ast(

@@ -22,7 +22,7 @@ import soundfile
 import torch
 
 from shared_utils import app
-from shared_utils.finetuning import predict_texts
+from shared_utils.finetuning import leave_words_out, predict_texts
 from shared_utils.runs import load_run, predict_files
 from shared_utils.spectrograms import KaldiFbank
 
@@ -117,7 +117,7 @@ def load_function(notebook: str, name: str, **names):
     cells = json.loads((ROOT / notebook).read_text())["cells"]
     trees = [ast.parse("".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
     (function,) = (node for tree in trees for node in tree.body if getattr(node, "name", "") == name)
-    names |= {"copy": copy, "re": re, "torch": torch, "predict_texts": predict_texts}
+    names |= {"copy": copy, "re": re, "torch": torch, "leave_words_out": leave_words_out}
     exec(compile(ast.Module([function], []), notebook, "exec"), names)
     return names[name]
 

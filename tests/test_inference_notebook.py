@@ -102,7 +102,7 @@ def test_a_word_that_stands_alone_is_compared_with_an_even_chance(notebook, coun
 
 def test_spaces_scripts_and_punctuation_keep_their_places(notebook, counter, monkeypatch):
     tried = []
-    monkeypatch.setitem(notebook, "predict_texts", lambda *given: tried.extend(given[1]) or predict_texts(*given))
+    monkeypatch.setattr(finetuning, "predict_texts", lambda *given: tried.extend(given[1]) or predict_texts(*given))
     words, effects = notebook["word_effects"](counter, " fine,\n\n 😀  не bad\t(fine)", "cpu")
     assert words == ["fine,", "😀", "не", "bad", "(fine)"]
     total = 1 - 4 + 1
@@ -115,7 +115,7 @@ def test_of_a_long_text_only_what_is_read_is_tried(notebook, counter, capsys, mo
     counter.preprocessing["max_length"] = 16
     sentence = "fine " + "film " * 12 + "funny,bad " + "bad warm " * 5000  # 14 tokens end behind "funny"
     tried = []
-    monkeypatch.setitem(notebook, "predict_texts", lambda *given: tried.extend(given[1]) or predict_texts(*given))
+    monkeypatch.setattr(finetuning, "predict_texts", lambda *given: tried.extend(given[1]) or predict_texts(*given))
     words, effects = notebook["word_effects"](counter, sentence, "cpu")
     assert words == ["fine", *["film"] * 12, "funny"] and len(tried) == 15
     expected = [logistic(1.5) - logistic(0.5), *[0] * 12, logistic(1.5) - logistic(1)]
