@@ -258,7 +258,8 @@ def make_slides(only: str = "", theme: str = "") -> int:
 
     `theme` is "light", also where it is empty, or "dark". Prints where the decks lie.
     """
-    from shared_utils.plotting import FigureBook, write_deck
+    from shared_utils.plotting import FigureBook
+    from shared_utils.slides import write_deck
 
     listed = _listed_in_readme()
     names = {file.parent.name for file in (ROOT / "figures").glob("*/figures.json")}
@@ -271,8 +272,8 @@ def make_slides(only: str = "", theme: str = "") -> int:
     for book, headline in zip(books, headlines, strict=True):
         print(book.deck(theme, headline))
     if not only:
-        title = "Transformers for audio and text"
-        print(write_deck(ROOT / "figures" / "all_notebooks.pptx", books, headlines, title, theme))
+        title, contents = "Transformers for audio and text", [book.contents() for book in books]
+        print(write_deck(ROOT / "figures" / "all_notebooks.pptx", contents, headlines, title, theme))
     return 0
 
 

@@ -28,27 +28,23 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import ConnectionPatch, FancyBboxPatch, Patch
-from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from shared_utils.device import resolve_path, write_whole
 from shared_utils.metrics import auc_per_class, expected_calibration_error, macro_auc, match_detections
+from shared_utils.slides import INK, fit_mark, shorten, text_width, write_deck
 
 COLOURS = matplotlib.color_sequences["petroff10"]
-INK, GREY, PALE = "#222222", "#6b6b6b", "#b0b8c0"
+GREY, PALE = "#6b6b6b", "#b0b8c0"
 SIZE = (12.8, 7.2)  # inches
 SCREEN_DPI, FILE_DPI = 72, 150  # 922 pixels wide in a notebook, 1920 in the file
 SMALLEST = 14  # points
 DOT = {"markersize": 12, "markeredgecolor": "white", "markeredgewidth": 1.5}
 HIT, FALSE_ALARM = {"marker": "o", **DOT}, {"marker": "X", "markersize": 14, "markeredgecolor": INK}
-SLIDE = (13.333, 7.5)  # inches
-SLIDE_HEAD, SLIDE_FIGURE_HEIGHT = 1.14, 6.3  # inches; the figure's smallest text is 12.25 points on the slide
 FEW = 5  # answers that say little about how often such answers are right
 RECOLOURED = "recoloured"  # gid of an image that is drawn in the figure's own colours, not in those of a colour map
 WORD_PAD = 0.2  # ems between a word and the edge of its box, and between two boxes
-TABLE_WIDTH, TABLE_HEIGHT = 12.3, 5.85  # inches
-NO_TABLE_STYLE = "{2D5ABB26-0587-4C30-8999-92F81FD0307C}"  # PowerPoint's own name of "No Style, No Grid"
 STYLE = {
     "axes.prop_cycle": matplotlib.cycler(color=COLOURS), "font.family": "DejaVu Sans", "font.size": 15,
     "axes.titlesize": 16, "axes.labelsize": 15, "xtick.labelsize": SMALLEST, "ytick.labelsize": SMALLEST,
@@ -219,7 +215,7 @@ def plot_learning_curves(histories: dict[str, pd.DataFrame] | pd.DataFrame, titl
     _top_legend(fig, list(lines.values()), list(lines))
     if several:
         patches = [Patch(color=_cycle(index)) for index in range(len(histories))]
-        _bottom_legend(fig, patches, [_shorten(name, 50) for name in histories])
+        _bottom_legend(fig, patches, [shorten(name, 50) for name in histories])
     return fig
 
 
@@ -277,7 +273,7 @@ def plot_confusion_matrices(
         counts, share = _true_class_shares(matrix, n_classes, f"{name!r}: a confusion matrix")
         shares.append(share)
         accuracy = 100 * counts.trace() / counts.sum()
-        label = f"{_shorten(str(name), 50)}: accuracy\u00a0{accuracy:.1f}\u00a0%"
+        label = f"{shorten(str(name), 50)}: accuracy\u00a0{accuracy:.1f}\u00a0%"
         labels.append(textwrap.fill(label, 86 // n_columns, break_on_hyphens=False))
     fig = _figure(title)
     grid = fig.subplots(-(-len(matrices) // n_columns), n_columns, sharex=True, sharey=True, squeeze=False)
@@ -301,7 +297,7 @@ def plot_confusion_matrices(
     _label_grid(fig, x_label, "True class" if named else "True class (named: recognised worst)")
     fig.draw_without_rendering()
     width, height = axes[0].get_window_extent().size / fig.dpi / n_classes
-    if width > _text_width("100", SMALLEST) + 0.06 and height > 1.25 * SMALLEST / 72:
+    if width > text_width("100", SMALLEST) + 0.06 and height > 1.25 * SMALLEST / 72:
         for ax, share in zip(axes, shares, strict=True):
             for (row, column), value in np.ndenumerate(share):
                 if value >= 0.5:
@@ -366,7 +362,7 @@ def plot_f1_comparison(reports: dict[str, pd.DataFrame], title: str | None = Non
         ax.grid(True, axis="y")
     handles = [Line2D([], [], color=_cycle(index), linestyle="", marker="o", **DOT) for index in range(len(reports))]
     macros = scores.mean().tolist()
-    names = [f"{_shorten(str(name), 36)}: macro F1 {macro:.2f}" for name, macro in zip(reports, macros, strict=True)]
+    names = [f"{shorten(str(name), 36)}: macro F1 {macro:.2f}" for name, macro in zip(reports, macros, strict=True)]
     _name_lines(fig, names, handles)
     return fig
 
@@ -390,7 +386,7 @@ def plot_roc_curves(
     ax = _roc_axes(fig)
     for place, label in enumerate(shown):
         line = {"color": _cycle(place), "linestyle": "-" if place < 10 else "--", "zorder": 3 - place / 100}
-        name = f"{areas[label]:.3f}  {_shorten(_pretty(class_names[label]), 30)}"
+        name = f"{areas[label]:.3f}  {shorten(_pretty(class_names[label]), 30)}"
         ax.plot(*(100 * rates for rates in curves[label]), label=name, **line)
     line = {"color": INK, "linestyle": (0, (3, 1)), "linewidth": 3.5, "zorder": 4}
     ax.plot(*_mean_roc(curves), label=f"{areas[present].mean():.3f}  macro average", **line)
@@ -413,7 +409,7 @@ def plot_roc_comparison(curves: dict[str, tuple[np.ndarray, np.ndarray]], title:
     drawn, labels, tested = [], [], {}
     for name, (targets, probabilities) in curves.items():
         try:
-            labels.append(f"{macro_auc(targets, probabilities):.3f}  {_shorten(str(name), 50)}")
+            labels.append(f"{macro_auc(targets, probabilities):.3f}  {shorten(str(name), 50)}")
         except ValueError as error:
             raise ValueError(f"{name!r} has no ROC curve: {error}") from error
         tested[name] = set(np.unique(targets))
@@ -470,7 +466,7 @@ def plot_reliability(
         n_classes[name] = probabilities.shape[1]
         if len(set(n_classes.values())) > 1 or n_classes[name] < 2:
             raise ValueError(f"Models must have the same classes, two or more, but their numbers are {n_classes}.")
-        labels.append(f"{_shorten(str(name), 40)} (ECE {100 * error:.1f} %)")
+        labels.append(f"{shorten(str(name), 40)} (ECE {100 * error:.1f} %)")
         confidence, right = probabilities.max(1), probabilities.argmax(1) == np.asarray(targets)
         bins = np.digitize(confidence, np.arange(1, n_bins) / n_bins, right=True)
         counts = np.bincount(bins, minlength=n_bins)
@@ -580,7 +576,7 @@ def _plot_fold_rows(models: dict[str, pd.DataFrame], numbers: list, references: 
         _write_beside(ax, row, f"{accuracy.mean():.1f} %" + ("" if np.isnan(sd) else f" ± {sd:.1f}"))
     for value in references.values():
         ax.axvline(100 * value, color=GREY, linewidth=1.5, linestyle="--", zorder=0)
-    ax.set_yticks(range(len(models)), [_shorten(str(name), 36) for name in models])
+    ax.set_yticks(range(len(models)), [shorten(str(name), 36) for name in models])
     ax.set(ylim=(len(models) - 0.4, -0.6), xlabel="Accuracy on the test fold (%); line: mean")
     ax.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     ax.grid(True, axis="x")
@@ -657,7 +653,7 @@ def plot_comparison(
     `references` (name -> share of 1) are drawn as lines across the bars. `low` and `high` may be NaN: no interval.
     """
     crowded = len(table) > 9
-    names = [_shorten(str(name), 36) if crowded else textwrap.fill(str(name), 26) for name in table["model"]]
+    names = [shorten(str(name), 36) if crowded else textwrap.fill(str(name), 26) for name in table["model"]]
     mean, low, high = (100 * table[column].to_numpy(dtype=float) for column in ("mean", "low", "high"))
     if not ((low <= mean) & (mean <= high) | np.isnan(low) | np.isnan(high)).all():
         raise ValueError("In a comparison low <= mean <= high must hold in every row.")
@@ -830,7 +826,7 @@ def plot_scatter(
     axes[0].set_ylabel(y_label)
     if scale == 100:
         _keep_percent(axes[0])
-    names = [_shorten(str(name), 36) for name in table[labels]]
+    names = [shorten(str(name), 36) for name in table[labels]]
     if several or not _name_dots(fig, axes, table, list(costs), y, low or y, high or y, names, scale):
         numbers = [str(number) for number in range(1, len(table) + 1)]
         handles = [Line2D([], [], color=_cycle(index), marker="o", linestyle="", **DOT) for index in range(len(table))]
@@ -1059,7 +1055,7 @@ def plot_runs(
             if not crowded:
                 _write_beside(ax, index + 0.22, beside)
         _write_beside(ax, index if crowded else y, text)
-    names = [_shorten(str(name), 36) if crowded else textwrap.fill(str(name), 26) for name in models]
+    names = [shorten(str(name), 36) if crowded else textwrap.fill(str(name), 26) for name in models]
     ax.set_yticks(range(len(models)), names)
     ax.set(ylim=(len(models) - 0.4, -0.6), xlabel="Accuracy (%)")
     for edge in range(1, len(models)):
@@ -1131,7 +1127,7 @@ def plot_seed_dots(
         ax.plot(accuracies, row + lanes, "o", color=COLOURS[0], zorder=3, clip_on=False, **dot)
         _write_beside(ax, row, text)
     fold = {"width": 26, "max_lines": 2, "placeholder": " …"}
-    names = [_shorten(str(name), 36) if crowded else textwrap.fill(str(name), **fold) for name in methods]
+    names = [shorten(str(name), 36) if crowded else textwrap.fill(str(name), **fold) for name in methods]
     ax.set_yticks(range(len(methods)), names)
     ax.set(ylim=(len(methods) - 0.4, -0.6), xlim=(low, high), xlabel="Accuracy (%)")
     ax.set_xticks(ticks[(ticks >= low) & (ticks <= high)])
@@ -1172,7 +1168,7 @@ def plot_training_signals(signals: pd.DataFrame, title: str | None = None) -> Fi
             ax.plot(rows["step"], rows["value"], linewidth=2, **_line_look(index))
         ax.grid(True)
         if row == 0:
-            ax.set_title(_shorten(str(runs[column]), 100 // len(runs)))
+            ax.set_title(shorten(str(runs[column]), 100 // len(runs)))
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     for name, ax in zip(names, axes[:, 0], strict=True):
         label = str(name)[:1].upper() + str(name)[1:]
@@ -1234,12 +1230,12 @@ def plot_collapse(table: pd.DataFrame, answers: pd.DataFrame, title: str | None 
     heat, *panels = fig.subplots(1, 1 + n_panels, sharey=True, width_ratios=[wide, *[1] * n_panels])
     picture = _draw_shares(heat, 100 * shares)
     heat.hlines(np.arange(len(variants) + 1) - 0.5, -0.5, n_classes - 0.5, color="#e4e4e4", linewidth=1)
-    names = [_shorten(str(name), 30) if crowded else textwrap.fill(_shorten(str(name), 40), 20) for name in variants]
+    names = [shorten(str(name), 30) if crowded else textwrap.fill(shorten(str(name), 40), 20) for name in variants]
     heat.set_yticks(range(len(variants)), names)
     heat.xaxis.tick_top()
     heat.tick_params(length=0)
     if n_classes <= 12:
-        heat.set_xticks(range(n_classes), [_shorten(_pretty(name), 18) for name in answers], rotation=90)
+        heat.set_xticks(range(n_classes), [shorten(_pretty(name), 18) for name in answers], rotation=90)
         heat.vlines(np.arange(n_classes + 1) - 0.5, -0.5, len(variants) - 0.5, color="#e4e4e4", linewidth=1)
     else:
         heat.set_xticks([])
@@ -1318,8 +1314,8 @@ def plot_word_effects(
     largest = 20 if len(words) > 1 else 26
     words = [[_fit(word, width / largest - 1) for word in sentence] for sentence in words]
     labels = [_fit(label, width / largest - 1, "bold") for label in labels]
-    widths = [np.array([_text_width(word, 72) for word in sentence]) + 2 * WORD_PAD for sentence in words]
-    starts = [_text_width(label, 72, "bold") + 3 * WORD_PAD for label in labels]
+    widths = [np.array([text_width(word, 72) for word in sentence]) + 2 * WORD_PAD for sentence in words]
+    starts = [text_width(label, 72, "bold") + 3 * WORD_PAD for label in labels]
     for above, size in itertools.product((True, False), range(largest, SMALLEST - 1, -2)):
         limit_em = width / size
         placed = [
@@ -1423,7 +1419,7 @@ class FigureBook:
         for text in [text for text in fig.texts if text.get_gid() == "mark"]:
             text.remove()
         if self.mark:
-            shown = _fit_mark(self.mark, 0.98 * fig.get_figwidth(), SMALLEST)
+            shown = fit_mark(self.mark, 0.98 * fig.get_figwidth(), SMALLEST)
             fig.text(0.992, 0.012, shown, ha="right", va="bottom", color=GREY, fontsize=SMALLEST, gid="mark")
         item = self._item(name, "figure", caption)
         for kind in ("svg", "pdf", "png"):
@@ -1442,44 +1438,15 @@ class FigureBook:
         return df
 
     def deck(self, theme: str = "light", headline: str = "") -> Path:
-        """Write the deck of this notebook into its folder, as `write_deck` does, and return its path.
+        """Write the deck of this notebook into its folder, as `slides.write_deck` does, and return its path.
 
         It is `<notebook_name>.pptx`, or `<notebook_name>_dark.pptx` where `theme` is "dark".
         """
-        return write_deck(self.folder / f"{self.notebook_name}.pptx", [self], [headline], theme=theme)
+        return write_deck(self.folder / f"{self.notebook_name}.pptx", [self.contents()], [headline], theme=theme)
 
-    def _add_slides(self, deck, theme: str, headline: str) -> None:
-        """Add the title, with headline and data sets below it, then a slide for each figure and part of a table."""
-        from pptx.util import Inches
-
-        items = self._items()
-        if not items:
-            raise ValueError(f"{self.folder} holds no figure yet; run {self.notebook_name} first.")
-        marks = "; ".join(dict.fromkeys(item["mark"] for item in items if item["mark"]))
-        below = [line[:1].upper() + line[1:] for line in (headline, marks) if line]
-        slide = _add_title(deck, self.heading(), "\n".join(below))
-        _write_notes(slide, [self.notebook_name, headline, marks, _settings_line(items[-1])])
-        for item in items:
-            title, caption = _title_and_caption(item)
-            told = ". ".join(text for text in (title, caption, item["mark"]) if text)
-            if item["kind"] == "figure":
-                slide = _add_slide(deck, title, caption, item)
-                width, height = SLIDE_FIGURE_HEIGHT * SIZE[0] / SIZE[1], SLIDE_FIGURE_HEIGHT
-                box = ((SLIDE[0] - width) / 2, SLIDE[1] - height - 0.04, width, height)
-                path = self.folder / f"{item['file']}.png"
-                if theme == "dark" and "images" not in item:
-                    raise ValueError(f"{path} is from before there were dark slides; run {self.notebook_name} again.")
-                picture = str(path)
-                if theme == "dark":
-                    boxes = tuple(map(tuple, item["images"]))
-                    picture = io.BytesIO(_dark_picture(path, path.stat().st_mtime_ns, boxes))
-                shape = slide.shapes.add_picture(picture, *map(Inches, box))
-                shape._element.nvPicPr.cNvPr.set("descr", told)
-                continue
-            parts, size = _split_table(item["rows"])
-            for number, part in enumerate(parts, 1):
-                numbered = title if len(parts) == 1 else f"{title} ({number} of {len(parts)})"
-                _add_table(_add_slide(deck, numbered, caption, item), part, size, told, item["mark"], theme)
+    def contents(self) -> dict:
+        """Return what `slides.write_deck` makes slides of: name, heading, folder and items, the oldest first."""
+        return {"name": self.notebook_name, "heading": self.heading(), "folder": self.folder, "items": self._items()}
 
     def heading(self) -> str:
         """Return the first heading of the notebook, which says what it asks, or else the name of its file as words."""
@@ -1522,53 +1489,6 @@ class FigureBook:
         _write(self.folder / "figures.json", json.dumps(items, indent=1, ensure_ascii=False).encode())
 
 
-def write_deck(
-    path: str | os.PathLike,
-    books: Sequence[FigureBook],
-    headlines: Sequence[str] | None = None,
-    title: str = "",
-    theme: str = "light",
-) -> Path:
-    """Write one 16:9 .pptx of the figures and tables of `books` and return its path.
-
-    A book is a title slide, with its headline where there is one, then a figure or a table a slide: its name as the
-    title, its caption below. A table is a native one and goes on to the next slide where it is long. Settings stand in
-    the notes, pictures and tables have alt texts. With a `title` the deck begins with it and the list of the notebooks.
-
-    Where `theme` is "dark", the slides and figures are light on dark (images keep their colour maps) and `_dark` is
-    added to the file's name. Raises ValueError for another theme, for a book without figures, and for a dark deck of
-    figures that were saved before there were such.
-    """
-    from pptx import Presentation
-    from pptx.dml.color import RGBColor
-    from pptx.oxml.ns import qn
-    from pptx.util import Inches
-
-    if theme not in ("light", "dark"):
-        raise ValueError(f'The theme of slides is "light" or "dark", not {theme!r}; for example: THEME=dark')
-    deck = Presentation()
-    deck.slide_width, deck.slide_height = Inches(SLIDE[0]), Inches(SLIDE[1])
-    deck.core_properties.title, deck.core_properties.author = title or books[0].heading(), ""
-    master = deck.slide_master
-    master.background.fill.solid()
-    master.background.fill.fore_color.rgb = RGBColor.from_string(_slide_colour("#ffffff", theme))
-    if theme == "dark":  # what a user adds to the deck is light on dark, too
-        for role, colour in {"bg1": "dk1", "tx1": "lt1", "bg2": "dk2", "tx2": "lt2"}.items():
-            master.element.find(qn("p:clrMap")).set(role, colour)
-    if title:
-        names = [book.heading().split(": ")[0] for book in books]
-        _write_notes(_add_title(deck, title, "\n".join(names)), [book.notebook_name for book in books])
-    for book, headline in zip(books, headlines or [""] * len(books), strict=True):
-        book._add_slides(deck, theme, headline)
-    path = Path(path)
-    if theme == "dark":
-        path = path.with_name(f"{path.stem}_dark{path.suffix}")
-    content = io.BytesIO()
-    deck.save(content)
-    _write(path, content.getvalue())
-    return path
-
-
 def _figure(title: str | None) -> _Figure:
     fig = _Figure(figsize=SIZE, dpi=SCREEN_DPI, layout="constrained")
     fig.get_layout_engine().set(rect=(0.006, 0.01, 0.988, 0.98), wspace=0.03)
@@ -1608,61 +1528,6 @@ def _image_boxes(fig: Figure) -> list[list[float]]:
     return boxes
 
 
-def _darken(colours: np.ndarray) -> np.ndarray:
-    """Return colours (n, 3), from 0 to 1, made for white as colours for a dark background; hue and chroma stay.
-
-    The lightness of Oklab (Ottosson, A perceptual color space for image processing, 2020) is turned round: what was
-    lighter than its surroundings is darker afterwards, so that nothing legible is lost and blended edges stay smooth.
-    """
-    to_cones = np.array([
-        [0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
-        [0.0883024619, 0.2817188376, 0.6299787005],
-    ])  # fmt: skip
-    to_lab = np.array([
-        [0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
-        [0.0259040371, 0.7827717662, -0.8086757660],
-    ])  # fmt: skip
-    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
-    lab = np.cbrt(linear @ to_cones.T) @ to_lab.T
-    # flat among the colours of lines and bars, which stay bright, and steep between them and white
-    lab[:, 0] = np.interp(lab[:, 0], [0, 0.25, 0.55, 0.68, 0.85, 0.92, 1], [0.98, 0.95, 0.72, 0.62, 0.57, 0.42, 0.23])
-    linear = ((lab @ np.linalg.inv(to_lab).T) ** 3 @ np.linalg.inv(to_cones).T).clip(0, 1)
-    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
-
-
-@functools.cache
-def _dark_table():
-    """Return `_darken` as a table that Pillow looks colours up in."""
-    from PIL import ImageFilter
-
-    steps = np.linspace(0, 1, 33)
-    blue, green, red = np.meshgrid(steps, steps, steps, indexing="ij")  # red changes fastest
-    colours = _darken(np.stack([red, green, blue], axis=-1).reshape(-1, 3))
-    return ImageFilter.Color3DLUT(33, colours.ravel().tolist())
-
-
-@functools.lru_cache(maxsize=512)  # a figure lies in the deck of its notebook and in that of all
-def _dark_picture(path: Path, modified: int, boxes: tuple[tuple[float, ...], ...]) -> bytes:
-    """Return the figure in a PNG file as one for a dark slide, also PNG; `boxes` of `_image_boxes` stay as they are."""
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        picture = picture.convert("RGB")
-    dark, sides = picture.filter(_dark_table()), np.tile(picture.size, 2)
-    for box in boxes:
-        box = tuple(int(side) for side in np.rint(box * sides))
-        dark.paste(picture.crop(box), box[:2])
-    content = io.BytesIO()
-    dark.save(content, "png")
-    return content.getvalue()
-
-
-def _slide_colour(colour: str, theme: str) -> str:
-    """Return a colour of light slides as the theme has it, in six hexadecimal digits."""
-    rgb = np.array(matplotlib.colors.to_rgb(colour))
-    return matplotlib.colors.to_hex(_darken(rgb[None])[0] if theme == "dark" else rgb)[1:]
-
-
 def _write(path: Path, content: bytes) -> None:
     with write_whole(path) as temporary:
         temporary.write_bytes(content)
@@ -1676,16 +1541,6 @@ def _pretty(name: str) -> str:
     return str(name).replace("_", " ").strip() or str(name)
 
 
-def _shorten(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def _text_width(text: str, size: float, weight: str = "normal") -> float:
-    """Return the width in inches of a line of text of `size` points."""
-    font = FontProperties(size=size, weight=weight)
-    return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] / 72
-
-
 def _bar_columns(fig: Figure, names: list, x_label: str) -> Iterator[tuple[Axes, list]]:
     """Yield axes for horizontal bars, 25 classes a column (as many as have legible names), and their classes."""
     if len(names) > 75:
@@ -1696,7 +1551,7 @@ def _bar_columns(fig: Figure, names: list, x_label: str) -> Iterator[tuple[Axes,
     for index, ax in enumerate(fig.subplots(1, n_columns, squeeze=False)[0]):
         part = names[index * n_rows : (index + 1) * n_rows]
         yield ax, part
-        ax.set_yticks(range(len(part)), [_shorten(_pretty(name), 24) for name in part])
+        ax.set_yticks(range(len(part)), [shorten(_pretty(name), 24) for name in part])
         ax.set(ylim=(n_rows - 0.4, -0.6), xlabel=x_label)
         ax.tick_params(axis="y", length=0)
         ax.grid(True, axis="x")
@@ -1716,14 +1571,14 @@ def _top_legend(fig: Figure, handles: list, labels: list[str], **kwargs) -> None
     legend.set_in_layout(False)
     box, title = legend.get_window_extent(), fig.get_suptitle()
     top, height = 0.98, box.height / fig.bbox.height
-    if not title or _text_width(title, 1.1 * 20) + box.width / fig.dpi > SIZE[0] - 0.6 or height > 0.06:
+    if not title or text_width(title, 1.1 * 20) + box.width / fig.dpi > SIZE[0] - 0.6 or height > 0.06:
         top, _ = _reserve(fig, top=height)
     legend.set_bbox_to_anchor((0.992, top), fig.transFigure)
 
 
 def _bottom_legend(fig: Figure, handles: list, labels: list[str]) -> None:
     """Put a legend of long names at the bottom, in as many columns as fit."""
-    n_columns = max(1, int(12.6 / (0.8 + max(_text_width(label, SMALLEST) for label in labels))))
+    n_columns = max(1, int(12.6 / (0.8 + max(text_width(label, SMALLEST) for label in labels))))
     place = {"loc": "lower left", "borderaxespad": 0, "handlelength": 1}
     legend = fig.legend(handles, labels, ncols=min(n_columns, len(labels)), **place)
     legend.set_in_layout(False)
@@ -1747,7 +1602,7 @@ def _grid(fig: Figure, titles: Sequence[str], n_panels: int) -> list[Axes]:
     for ax in axes.flat[n_panels:]:
         ax.set_visible(False)
     for ax, title in zip(axes.flat, titles, strict=False):
-        ax.set_title(_shorten(_pretty(title), 100 // axes.shape[1]), size=16 if axes.shape[1] < 4 else SMALLEST)
+        ax.set_title(shorten(_pretty(title), 100 // axes.shape[1]), size=16 if axes.shape[1] < 4 else SMALLEST)
     return list(axes.flat[:n_panels])
 
 
@@ -1949,7 +1804,7 @@ def _list_confusions(ax: Axes, matrix: np.ndarray, names: list[str]) -> None:
     ax.set_title("Most confused: true → predicted")
     for line, (true, predicted) in enumerate(pair for pair in pairs if mistakes[pair]):
         y = 0.97 - line / 15.5
-        pair = f"{_shorten(names[true], 18)} → {_shorten(names[predicted], 18)}"
+        pair = f"{shorten(names[true], 18)} → {shorten(names[predicted], 18)}"
         ax.text(0, y, pair, transform=ax.transAxes, va="center", fontsize=SMALLEST)
         count = f"{mistakes[true, predicted]} of {matrix[true].sum()}"
         ax.text(1, y, count, transform=ax.transAxes, va="center", ha="right", fontsize=SMALLEST)
@@ -1990,7 +1845,7 @@ def _label_columns(ax: Axes, references: dict[str, float]) -> None:
     placed: list[tuple[float, int]] = []
     for name, value in sorted(references.items(), key=lambda item: item[1]):
         text = f"{name} {value:.1f} %"
-        left = value - (_text_width(text, SMALLEST) + 0.2) / inches
+        left = value - (text_width(text, SMALLEST) + 0.2) / inches
         row = next(row for row in range(len(references)) if all(x < left for x, other in placed if other >= row))
         placed.append((value, row))
         top = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "annotation_clip": False}
@@ -2068,10 +1923,10 @@ def _line_look(index: int) -> dict:
 def _name_lines(fig: Figure, names: list[str], handles: list | None = None) -> None:
     """Put a legend of lines that look as `_line_look` says at the top if they are few, at the bottom otherwise."""
     handles = handles or [Line2D([], [], linewidth=4, **_line_look(index)) for index in range(len(names))]
-    if len(names) <= 5 and sum(_text_width(name, SMALLEST) + 0.9 for name in names) < 8:
+    if len(names) <= 5 and sum(text_width(name, SMALLEST) + 0.9 for name in names) < 8:
         _top_legend(fig, handles, names, handlelength=1.2)
     else:
-        _bottom_legend(fig, handles, [_shorten(name, 50) for name in names])
+        _bottom_legend(fig, handles, [shorten(name, 50) for name in names])
 
 
 def _name_dots(
@@ -2115,7 +1970,7 @@ def _place_names(
     All in points; boxes are left, bottom, right, top. Returns the offsets of the names' centres, where in its box (in
     shares of its sides) the line from the dot ends (NaN: too near to need one), and whether some place is not free.
     """
-    sizes = np.array([[72 * _text_width(name, SMALLEST), 1.2 * SMALLEST] for name in names])
+    sizes = np.array([[72 * text_width(name, SMALLEST), 1.2 * SMALLEST] for name in names])
     dots = np.column_stack([at - 6, at + 6])
     boxes, lines = np.full((len(names), 4), np.nan), np.full((len(names), 12, 2), np.nan)
     offsets, clashes = np.zeros((len(names), 2)), np.zeros(len(names))
@@ -2169,7 +2024,7 @@ def _label_events(ax: Axes, events: pd.DataFrame, colours: list, inks: list, mis
     inches = ax.get_position().width * SIZE[0]
     per_second = inches / np.ptp(ax.get_xlim())
     texts = [_pretty(name) for name in events["class_name"]]
-    widths = np.array([_text_width(text, SMALLEST) + 0.12 for text in texts])
+    widths = np.array([text_width(text, SMALLEST) + 0.12 for text in texts])
     times = events["time"].to_numpy() * per_second
     upright = len(times) > 1 and (np.diff(times) < (widths[1:] + widths[:-1]) / 2).any()
     sizes = np.full(len(times), min(0.25, inches / len(times))) if upright else widths
@@ -2201,8 +2056,8 @@ def _fit(text: str, ems: float, weight: str = "normal") -> str:
     font = get_font(findfont(FontProperties(weight=weight)))
     text = " ".join(str(text).split())
     text = "".join(letter if font.get_char_index(ord(letter)) else "□" for letter in text) or " "
-    while _text_width(text, 72, weight) > ems:  # an em of 72 points is an inch
-        text = _shorten(text, max(1, 9 * len(text) // 10))
+    while text_width(text, 72, weight) > ems:  # an em of 72 points is an inch
+        text = shorten(text, max(1, 9 * len(text) // 10))
     return text
 
 
@@ -2232,175 +2087,3 @@ def _cell(value) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3f}" if abs(value) >= 5e-4 or value == 0 else f"{value:.1e}"
-
-
-def _place(
-    shape, box: tuple[float, float, float, float], text: str, size: int, bold: bool = False, at: str = "MIDDLE"
-) -> None:
-    """Put a placeholder at (left, top, width, height) inches with `text` in it, at its "TOP", "MIDDLE" or "BOTTOM"."""
-    from pptx.enum.dml import MSO_THEME_COLOR
-    from pptx.enum.text import MSO_ANCHOR, MSO_AUTO_SIZE, PP_ALIGN
-    from pptx.util import Inches, Pt
-
-    shape.left, shape.top, shape.width, shape.height = map(Inches, box)
-    frame = shape.text_frame
-    frame.text, frame.word_wrap, frame.auto_size = text, True, MSO_AUTO_SIZE.NONE
-    frame.vertical_anchor, frame.margin_top, frame.margin_bottom = MSO_ANCHOR[at], 0, 0
-    for paragraph in frame.paragraphs:
-        paragraph.alignment, paragraph.space_before = PP_ALIGN.LEFT, Pt(0)
-        paragraph.font.size, paragraph.font.bold = Pt(size), bold
-        paragraph.font.color.theme_color = MSO_THEME_COLOR.TEXT_1
-
-
-def _fit_lines(
-    text: str, width: float, choices: Sequence[tuple[int, int]], weight: str = "normal"
-) -> tuple[str, int]:
-    """Return the text and the first size of `choices` (points, lines) in which it fits lines of `width` inches.
-
-    Where none does, it is shortened to fit the last.
-    """
-    for size, n_lines in choices:
-        room = width if n_lines == 1 else n_lines * width / 1.1  # lines end at words
-        if _text_width(text, size, weight) <= room:
-            return text, size
-    return _shorten(text, int(len(text) * room / _text_width(text, size, weight))), size
-
-
-def _fit_mark(mark: str, width: float, size: int) -> str:
-    """Return the data set's name, shortened to `width` inches at its start: at its end it may say "demo data"."""
-    while len(mark) > 1 and _text_width(mark, size) > width:
-        mark = "…" + mark[1 + max(1, len(mark) // 50) :]
-    return mark
-
-
-def _title_and_caption(item: dict) -> tuple[str, str]:
-    """Return what a slide says first, and the line below it; a caption that begins with the name needs no other title.
-
-    A name such as "confusion, CNN 1-D" tells slides apart that share a caption, "test fold 1, seed 0".
-    """
-    name, caption = item["name"], item["caption"].strip()
-    if re.match(rf"{re.escape(name)}\b", caption, re.IGNORECASE):
-        name, caption = caption, ""
-    return name[:1].upper() + name[1:], caption[:1].upper() + caption[1:]
-
-
-def _settings_line(item: dict) -> str:
-    return " · ".join(f"{name} = {value}" for name, value in item["settings"].items())
-
-
-def _write_notes(slide, lines: Sequence[str]) -> None:
-    from pptx.util import Pt
-
-    frame = slide.notes_slide.notes_text_frame
-    frame.text = "\n".join(line for line in lines if line)
-    for paragraph in frame.paragraphs:
-        paragraph.font.size = Pt(12)
-
-
-def _add_title(deck, title: str, below: str):
-    """Add a slide with a large title and lines below it, in the largest type in which they fit."""
-    from pptx.util import Pt
-
-    slide = deck.slides.add_slide(deck.slide_layouts[0])
-    lines = below.splitlines()
-    many = len(lines) > 3  # the list of the notebooks
-    title, size = _fit_lines(title, 11.3, [(40, 1), (36, 2), (28, 2), (24, 2), (20, 3)], "bold")
-    _place(slide.shapes.title, (0.9, 0.5 if many else 1.9, 11.5, 1.35), title, size, bold=True, at="BOTTOM")
-    fitted = [_fit_lines(line, 11.3, [(size, 1 if many else 2) for size in (22, 20, 18, 16, 14)]) for line in lines]
-    text, size = "\n".join(text for text, _ in fitted), min([size for _, size in fitted], default=22)
-    _place(slide.placeholders[1], (0.9, 2.2 if many else 3.6, 11.5, 4.6 if many else 3), text, size, at="TOP")
-    for paragraph in slide.placeholders[1].text_frame.paragraphs:
-        paragraph.space_after = Pt(8)
-    return slide
-
-
-def _add_slide(deck, title: str, caption: str, item: dict):
-    """Add a slide with a title and, where there is one, a caption below it; all that is known stands in the notes."""
-    slide = deck.slides.add_slide(deck.slide_layouts[5])
-    if caption:
-        shown, size = _fit_lines(title, 12.3, [(26, 1), (22, 1), (18, 1)], "bold")
-        _place(slide.shapes.title, (0.4, 0.06, 12.53, 0.48), shown, size, bold=True)
-        shown, size = _fit_lines(caption, 12.3, [(16, 2), (14, 2), (12, 3)])
-        _place(slide.shapes.add_textbox(0, 0, 0, 0), (0.4, 0.54, 12.53, 0.6), shown, size, at="TOP")
-    else:
-        shown, size = _fit_lines(title, 12.3, [(26, 1), (24, 2), (20, 2), (16, 3)], "bold")
-        _place(slide.shapes.title, (0.4, 0.06, 12.53, 0.48 if size == 26 else 1.05), shown, size, bold=True)
-    _write_notes(slide, [item["name"], item["caption"], item["mark"], _settings_line(item)])
-    return slide
-
-
-def _row_height(size: float, n_lines: int = 1) -> float:
-    return 1.2 * size / 72 * n_lines + 0.1
-
-
-def _split_table(rows: list[list[str]]) -> tuple[list[tuple[list[list[str]], list[float]]], int]:
-    """Return parts (rows with header, widths in inches) that fit a slide each, and the size of their type in points.
-
-    One slide with cells in full comes first, then smaller type, then shorter cells, then several slides.
-    """
-    choices = []
-    for longest in (100, 60, 40):
-        cells = [[_shorten(cell, longest) for cell in row] for row in rows]
-        for column, name in enumerate(cells[0]):
-            room = max([12, *(len(row[column]) for row in cells[1:])])
-            cells[0][column] = "\n".join(textwrap.wrap(name, room, break_long_words=False, break_on_hyphens=False))
-        ems = [
-            max(_text_width(line, 72, "bold" if not number else "normal")
-                for number, row in enumerate(cells) for line in row[column].split("\n"))
-            for column in range(len(rows[0]))
-        ]  # fmt: skip
-        choices += [(size, cells, [size / 72 * em + 0.3 for em in ems]) for size in (20, 16, 14, 12)]
-
-    def body(size: int, cells: list) -> float:
-        return TABLE_HEIGHT - _row_height(size, 1 + max(name.count("\n") for name in cells[0]))
-
-    narrow = [choice for choice in choices if sum(choice[2]) <= TABLE_WIDTH]
-    whole = [choice for choice in narrow if (len(rows) - 1) * _row_height(choice[0]) <= body(*choice[:2])]
-    small = [choice for choice in narrow if choice[0] <= 14]
-    size, cells, widths = [*whole, *small, choices[-1]][0]
-    groups = [[0]]  # the first column, which names the rows, stands in every part
-    for column in range(1, len(widths)):
-        if sum(widths[i] for i in groups[-1]) + widths[column] > TABLE_WIDTH:
-            groups.append([0])
-        groups[-1].append(column)
-    n_slides = max(1, -(-(len(rows) - 1) // int(body(size, cells) / _row_height(size))))
-    parts, n_rows = [], max(1, -(-(len(rows) - 1) // n_slides))
-    for start in range(1, max(len(rows), 2), n_rows):
-        for group in groups:
-            part = [[row[i] for i in group] for row in [cells[0], *cells[start : start + n_rows]]]
-            parts.append((part, [widths[i] for i in group]))
-    return parts, size
-
-
-def _add_table(slide, part: tuple[list[list[str]], list[float]], size: int, told: str, mark: str, theme: str) -> None:
-    from pptx.dml.color import RGBColor
-    from pptx.enum.text import MSO_ANCHOR, PP_ALIGN
-    from pptx.oxml.ns import qn
-    from pptx.util import Inches, Pt
-
-    rows, widths = part
-    heights = [_row_height(size, 1 + max(text.count("\n") for text in row)) for row in rows]
-    shape = slide.shapes.add_table(len(rows), len(widths), *map(Inches, (0.5, SLIDE_HEAD, sum(widths), sum(heights))))
-    shape._element.nvGraphicFramePr.cNvPr.set("descr", told)
-    shape.table._tbl.tblPr.find(qn("a:tableStyleId")).text = NO_TABLE_STYLE
-    ink = RGBColor.from_string(_slide_colour(INK, theme))
-    fills = [RGBColor.from_string(_slide_colour(colour, theme)) for colour in ("#d3dee8", "#ffffff", "#f3f6f9")]
-    for column, width in enumerate(widths):
-        shape.table.columns[column].width = Inches(width)
-        numeric = all(re.fullmatch(r"[-+–]?[\d.,]*(e[-+]?\d+)?", row[column]) for row in rows[1:])
-        for row, texts in enumerate(rows):
-            cell = shape.table.cell(row, column)
-            cell.text, cell.text_frame.word_wrap = texts[column], False
-            cell.margin_top = cell.margin_bottom = Inches(0.03)
-            cell.vertical_anchor = MSO_ANCHOR.MIDDLE
-            cell.fill.solid()
-            cell.fill.fore_color.rgb = fills[0 if row == 0 else 2 - row % 2]
-            for paragraph in cell.text_frame.paragraphs:
-                paragraph.font.size, paragraph.font.bold, paragraph.font.color.rgb = Pt(size), row == 0, ink
-                paragraph.alignment = PP_ALIGN.RIGHT if numeric else PP_ALIGN.LEFT
-    for row, height in enumerate(heights):
-        shape.table.rows[row].height = Inches(height)
-    if mark:
-        foot = slide.shapes.add_textbox(0, 0, 0, 0)
-        _place(foot, (0.4, 7.08, 12.53, 0.3), _fit_mark(mark, 12.3, 12), 12)
-        foot.text_frame.paragraphs[0].alignment = PP_ALIGN.RIGHT

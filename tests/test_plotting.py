@@ -1,4 +1,4 @@
-"""The figures: what they say in numbers, that all of it can be read, and what a FigureBook writes."""
+"""The figures: what they say in numbers, that all of it can be read; what a FigureBook writes, and its slides."""
 
 import base64
 import io
@@ -21,7 +21,7 @@ from pptx import Presentation
 from pptx.enum.shapes import MSO_SHAPE_TYPE
 from pptx.util import Pt
 
-from shared_utils import metrics, plotting
+from shared_utils import metrics, plotting, slides
 from shared_utils.plotting import FigureBook
 
 TEN = ["chainsaw", "clock_tick", "crackling_fire", "crying_baby", "dog", "helicopter", "rain", "rooster", "sea_waves",
@@ -1315,13 +1315,13 @@ def check_slides(deck) -> None:
                         frames.append(cell.text_frame)
                         for paragraph in cell.text_frame.paragraphs:
                             weight = "bold" if paragraph.font.bold else "normal"
-                            wide = plotting._text_width(paragraph.text, paragraph.font.size.pt, weight)
+                            wide = slides.text_width(paragraph.text, paragraph.font.size.pt, weight)
                             assert wide <= column.width / 914400 - 0.2
             elif shape.has_text_frame and shape.text_frame.text.strip():
                 lines = 0
                 for paragraph in shape.text_frame.paragraphs:
                     weight = "bold" if paragraph.font.bold else "normal"
-                    lines += -(-plotting._text_width(paragraph.text, paragraph.font.size.pt, weight) // (width - 0.2))
+                    lines += -(-slides.text_width(paragraph.text, paragraph.font.size.pt, weight) // (width - 0.2))
                 assert lines * 1.2 * shape.text_frame.paragraphs[0].font.size.pt / 72 <= height + 0.02
             for paragraph in (paragraph for frame in frames for paragraph in frame.paragraphs):
                 assert not paragraph.text.strip() or paragraph.font.size >= Pt(12)
@@ -1446,16 +1446,16 @@ def test_every_colour_is_as_legible_on_a_dark_slide():
         return (max(lights) + 0.05) / (min(lights) + 0.05)
 
     colours = np.array([matplotlib.colors.to_rgb(c) for c in (*plotting.COLOURS, plotting.GREY, plotting.PALE)])
-    ink = plotting._darken(np.array([matplotlib.colors.to_rgb(plotting.INK)]))[0]
-    paper = plotting._darken(np.ones((1, 3)))[0]
+    ink = slides._darken(np.array([matplotlib.colors.to_rgb(plotting.INK)]))[0]
+    paper = slides._darken(np.ones((1, 3)))[0]
     assert contrast(ink, paper) > 12
-    for colour, dark in zip(colours, plotting._darken(colours), strict=True):
+    for colour, dark in zip(colours, slides._darken(colours), strict=True):
         assert contrast(dark, paper) > 3.5
         hues = [matplotlib.colors.rgb_to_hsv(rgb) for rgb in (colour, dark)]
         if hues[0][1] > 0.3:
             assert abs((hues[0][0] - hues[1][0] + 0.5) % 1 - 0.5) < 0.06
     boxes = plotting._effect_colours(np.array([-1.0, 1.0]))
-    assert all(contrast(ink, box) > 3 for box in plotting._darken(boxes))
+    assert all(contrast(ink, box) > 3 for box in slides._darken(boxes))
 
 
 def test_slides_refuse_another_theme_and_figures_without_places_of_images(make_book, tmp_path):

@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = [
     "device", "processes", "audio", "spectrograms", "splits", "demo_sentences", "demo_data", "datasets", "metrics",
-    "training", "plotting", "sources", "runs", "sweeps", "tracking", "comparison", "finetuning", "dendrites",
+    "training", "slides", "plotting", "sources", "runs", "sweeps", "tracking", "comparison", "finetuning", "dendrites",
     "perforated", "app", "notebooks",
 ]
 HEAVY = [
