@@ -1,6 +1,6 @@
 # Two commands are enough: `make notebooks` and `make test`. Both set up .venv first; nothing is set up twice.
 PYTHON ?= python3
-export ONLY DATA_DIR SET THEME
+export ONLY DATA_DIR SET THEME REPOSITORY
 
 RUN = .venv/bin/python -m shared_utils.notebooks
 
@@ -13,6 +13,7 @@ help:
 	@echo 'make results      run with the published settings on real data: ONLY=... DATA_DIR=...'
 	@echo 'make app          try the models in a browser: record or upload a sound, type a sentence'
 	@echo 'make benchmarks   compare front-end, decoding and training with the usual ways'
+	@echo 'make badges       let the notebooks be opened in Colab, once they lie on GitHub: REPOSITORY=owner/name'
 	@echo 'make test         run the tests'
 	@echo 'make perforatedai get the package perforatedai into a folder of its own, for DENDRITES="perforatedai"'
 
@@ -38,6 +39,9 @@ app: .venv/.app
 		>.venv/app.log 2>&1 || { echo 'Gradio cannot be had, which needs a network this once;' \
 			'pip says why in .venv/app.log.'; exit 1; }
 	@touch $@
+
+badges: .venv/.installed
+	@$(RUN) badges "$$REPOSITORY"
 
 lab: .venv/.installed
 	@.venv/bin/python -m jupyter lab
@@ -69,4 +73,4 @@ test: .venv/.installed
 		-e '.[dev,offline]'
 	@rm .venv/.unfinished && touch $@
 
-.PHONY: help notebooks results slides compare app lab benchmarks perforatedai test
+.PHONY: help notebooks results slides compare app badges lab benchmarks perforatedai test

@@ -7,12 +7,14 @@
     python -m shared_utils.notebooks name     RUN NAME
     python -m shared_utils.notebooks delete   RUN
     python -m shared_utils.notebooks refresh  [--only NAME]
+    python -m shared_utils.notebooks badges   OWNER/NAME
 
 `run` keeps executed copies in executed/. `results` runs notebooks with the settings in <task>/results/settings.json and
 puts rows and figures beside that file, and the weights that a notebook wants to publish into models/. `slides` makes a
 .pptx of each notebook's figures, and one of all of them. `compare` writes figures/compare.html, on which all saved
 runs stand side by side; `name` and `delete` do that to a run, given by its folder or the last part of it. `refresh`
-writes the outputs of a default run on the demo data into the committed notebooks. The Makefile calls the first four.
+writes the outputs of a default run on the demo data into the committed notebooks. `badges` lets each notebook be opened
+in Colab from its repository on GitHub. The Makefile calls the first four and the last.
 """
 
 import argparse
@@ -39,6 +41,20 @@ RESULT_KEYS = (
     "seconds", "device", "command", "versions",
 )
 _WIDGET = "application/vnd.jupyter.widget-view+json"
+_FETCH = """import importlib.metadata
+import importlib.util
+import os
+import subprocess
+import sys
+
+if "google.colab" in sys.modules and not os.path.isdir("shared_utils"):
+    subprocess.run(["git", "clone", "--depth", "1", "https://github.com/{repository}"], check=True)
+    os.chdir("{name}")
+    with open("keep.txt", "w") as file:  # the wheels that fit Colab's accelerator: pip may not replace them
+        for package in ("torch", "torchvision", "torchaudio"):
+            if importlib.util.find_spec(package):
+                print(f"{{package}}=={{importlib.metadata.version(package)}}", file=file)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", "keep.txt", "-e", "."], check=True)"""
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -317,6 +333,41 @@ def refresh(only: str = "") -> int:
             else:
                 n_failed += 1
     return n_failed
+
+
+def add_badges(repository: str) -> int:
+    """Let every notebook be opened in Colab alone: a badge, and a first cell that fetches the package there.
+
+    `repository` is OWNER/NAME on GitHub, or its address. Elsewhere the cell does nothing, so the outputs stay. A second
+    call, with another address, replaces the first.
+    """
+    import nbformat
+
+    found = re.fullmatch(r"(?:https://github\.com/)?([\w.-]+)/([\w.-]+?)(?:\.git|/)?", repository.strip())
+    if not found:
+        raise ValueError(f"{repository!r} is no repository on GitHub; for example: REPOSITORY=owner/name")
+    repository = "/".join(found.groups())
+    for path in find_notebooks():
+        notebook = nbformat.read(path, as_version=4)
+        cells = [cell for cell in notebook.cells if "colab" not in cell.metadata.get("tags", [])]
+        where = f"https://colab.research.google.com/github/{repository}/blob/main/{path.relative_to(ROOT).as_posix()}"
+        badge = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({where})"
+        told = f"{badge}\n\nIn Colab the next cell fetches the package and what it needs; elsewhere it does nothing."
+        fetch = _FETCH.format(repository=repository, name=found[2])
+        cells[1:1] = [
+            nbformat.v4.new_markdown_cell(told, id="colab-badge", metadata={"tags": ["colab"]}),
+            nbformat.v4.new_code_cell(fetch, id="colab-fetch", metadata={"tags": ["colab"]}),
+        ]
+        for count, cell in enumerate((cell for cell in cells if cell.cell_type == "code"), 1):
+            cell.execution_count = count
+            for output in cell.outputs:
+                if output.output_type == "execute_result":
+                    output.execution_count = count
+        notebook.cells = cells
+        notebook.metadata["source_hash"] = source_hash(notebook)
+        _write_text(path, nbformat.writes(notebook) + "\n")
+        print(f"{path.relative_to(ROOT)}: {where}")
+    return 0
 
 
 def copy_repository(folder: Path) -> Path:
@@ -628,6 +679,7 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("run", metavar="RUN", help="the folder of a run, or the last part of it")
         if name == "name":
             command.add_argument("name", metavar="NAME", help="what it is called from now on, up to 40 characters")
+    commands.add_parser("badges").add_argument("repository", metavar="OWNER/NAME", help="the repository on GitHub")
     for name in ("run", "results", "slides", "compare", "refresh"):
         command = commands.add_parser(name)
         command.add_argument("--only", default="", help="the name of one notebook")
@@ -639,7 +691,7 @@ def main(arguments: list[str] | None = None) -> int:
             command.add_argument("--set", default="", dest="settings", help='settings, such as "EPOCHS=3 SEED=1"')
     options = vars(parser.parse_args(arguments))
     actions = {"run": run, "results": publish, "slides": make_slides, "refresh": refresh}
-    actions |= {"compare": compare, "name": _name_run, "delete": _delete_run}
+    actions |= {"compare": compare, "name": _name_run, "delete": _delete_run, "badges": add_badges}
     action = actions[options.pop("command")]
     try:
         return int(action(**options) > 0)

@@ -1,8 +1,10 @@
 """The runner on tiny notebooks: settings, failures, the table, published results, slides and fresh outputs."""
 
+import importlib.metadata
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import nbformat
@@ -308,6 +310,45 @@ def test_refresh_writes_outputs_without_traces_of_the_machine(house):
     assert path.read_bytes() == first
     code[2].source += " "
     assert notebook.metadata.source_hash != notebooks.source_hash(notebook)
+
+
+def test_badges_open_each_notebook_in_colab_and_change_nothing_else(house, capsys, monkeypatch):
+    path = write_notebook(house / notebooks.TASKS[1] / "tiny.ipynb", "SEED + 41", "SEED + 42")
+    assert notebooks.main(["refresh"]) == 0
+    before = nbformat.read(path, as_version=4)
+    assert notebooks.main(["badges", "https://github.com/somebody/old.git"]) == 0
+    assert notebooks.main(["badges", "somebody/audio.text"]) == 0
+
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    badge, fetch = notebook.cells[1:3]
+    assert [badge.cell_type, fetch.cell_type] == ["markdown", "code"]
+    link = f"https://colab.research.google.com/github/somebody/audio.text/blob/main/{notebooks.TASKS[1]}/tiny.ipynb"
+    assert f"({link})" in badge.source and link in capsys.readouterr().out
+    assert [cell.source for cell in notebook.cells[:1] + notebook.cells[3:]] == [cell.source for cell in before.cells]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == [1, 2, 3, 4]
+    assert [output.execution_count for cell in code for output in cell.outputs] == [3, 4]
+    assert notebook.metadata.source_hash == notebooks.source_hash(notebook)
+
+    called = []
+    monkeypatch.setattr("subprocess.run", lambda command, check: called.append(command))
+    monkeypatch.setattr("os.chdir", called.append)
+    exec(fetch.source, {})
+    assert called == []  # no Colab
+    monkeypatch.setitem(sys.modules, "google.colab", sys)
+    exec(fetch.source, {})
+    assert called[0][-1] == "https://github.com/somebody/audio.text" and called[1] == "audio.text"
+    assert called[2][2:] == ["pip", "install", "-q", "-c", "keep.txt", "-e", "."]
+    kept = Path("keep.txt").read_text().splitlines()
+    assert [line.split("==")[0] for line in kept if "vision" not in line] == ["torch", "torchaudio"]
+    assert f"torch=={importlib.metadata.version('torch')}" in kept
+
+
+def test_badges_want_a_repository(house, capsys):
+    for wrong in ("", "name", "https://gitlab.com/a/b", "a/b/c"):
+        assert notebooks.main(["badges", wrong]) == 2
+        assert f"{wrong!r} is no repository on GitHub; for example: REPOSITORY=owner/name" in capsys.readouterr().err
 
 
 def test_slides_are_made_of_every_notebook_in_the_order_of_the_readme(house, monkeypatch, capsys):
