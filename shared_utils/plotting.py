@@ -517,8 +517,9 @@ def plot_fold_dots(folds: pd.DataFrame, references: dict[str, float] | None = No
     """Draw the test accuracy of every fold and seed (a row of `training.cross_validate`), its mean and spread.
 
     Seeds differ in colour; where the table has a column `model`, models do. `references` are accuracies, name -> share
-    of 1, drawn as lines: human listeners, a floor, a published model. The band is the mean plus and minus the standard
-    deviation over folds (of each fold's mean over seeds). More than five models have a row each, and folds the colours.
+    of 1, drawn as lines: human listeners, a floor, a published model. The mean is that of the folds' means over seeds,
+    so that a fold which more seeds have visited weighs no more; the band is their standard deviation. That over seeds
+    is told where all seeds have visited the same folds. More than five models have a row each, and folds the colours.
     """
     numbers = sorted(folds["fold"].unique())
     models = dict(list(folds.groupby("model", sort=False))) if "model" in folds else {"": folds}
@@ -536,14 +537,14 @@ def plot_fold_dots(folds: pd.DataFrame, references: dict[str, float] | None = No
         ax.plot(x, 100 * rows["test_accuracy"], "o", color=colour, label=label, zorder=4, **DOT)
     lines = {}
     for index, (name, rows) in enumerate(models.items()):
-        accuracy = 100 * rows["test_accuracy"]
-        mean, colour = accuracy.mean(), _cycle(index)
+        mean, sd, sd_seeds = _fold_spread(rows)
+        colour = _cycle(index)
         label = f"{textwrap.fill(name, 26)}\n" * (by == "model") + f"mean {mean:.1f} %"
-        for over in ("fold", "seed"):
-            sd = accuracy.groupby(rows[over]).mean().std(ddof=1)
-            label += "" if np.isnan(sd) else f"\nsd {sd:.1f} over {over}s"
-            if over == "fold" and not np.isnan(sd):
-                ax.axhspan(mean - sd, mean + sd, color=colour, alpha=0.12, linewidth=0)
+        if not np.isnan(sd):
+            label += f"\nsd {sd:.1f} over folds"
+            ax.axhspan(mean - sd, mean + sd, color=colour, alpha=0.12, linewidth=0)
+        if not np.isnan(sd_seeds):
+            label += f"\nsd {sd_seeds:.1f} over seeds"
         ax.axhline(mean, color=colour)
         lines[label] = (mean, INK)
     for name, value in (references or {}).items():
@@ -562,6 +563,14 @@ def plot_fold_dots(folds: pd.DataFrame, references: dict[str, float] | None = No
     return fig
 
 
+def _fold_spread(rows: pd.DataFrame) -> tuple[float, float, float]:
+    """Return, in percent, the mean of the folds, their sd, and the sd of seeds (NaN: one, or not of the same folds)."""
+    accuracy = 100 * rows.pivot_table(index="seed", columns="fold", values="test_accuracy")
+    of_folds, of_seeds = accuracy.mean(axis=0), accuracy.mean(axis=1)
+    same = accuracy.notna().all(axis=None)
+    return of_folds.mean(), of_folds.std(ddof=1), of_seeds.std(ddof=1) if same else np.nan
+
+
 def _plot_fold_rows(models: dict[str, pd.DataFrame], numbers: list, references: dict, title: str | None) -> Figure:
     fig = _figure(title)
     ax = fig.subplots()
@@ -571,13 +580,13 @@ def _plot_fold_rows(models: dict[str, pd.DataFrame], numbers: list, references: 
             dots = accuracy[rows["fold"] == number]
             shift = 0.3 * (place / max(1, len(numbers) - 1) - 0.5)
             ax.plot(dots, [row + shift] * len(dots), "o", color=_cycle(place), zorder=4, **DOT | {"markersize": 9})
-        ax.plot([accuracy.mean()] * 2, [row - 0.36, row + 0.36], color=INK, zorder=3)
-        sd = accuracy.groupby(rows["fold"]).mean().std(ddof=1)
-        _write_beside(ax, row, f"{accuracy.mean():.1f} %" + ("" if np.isnan(sd) else f" ± {sd:.1f}"))
+        mean, sd, _ = _fold_spread(rows)
+        ax.plot([mean] * 2, [row - 0.36, row + 0.36], color=INK, zorder=3)
+        _write_beside(ax, row, f"{mean:.1f} %" + ("" if np.isnan(sd) else f" ± {sd:.1f}"))
     for value in references.values():
         ax.axvline(100 * value, color=GREY, linewidth=1.5, linestyle="--", zorder=0)
     ax.set_yticks(range(len(models)), [shorten(str(name), 36) for name in models])
-    ax.set(ylim=(len(models) - 0.4, -0.6), xlabel="Accuracy on the test fold (%); line: mean")
+    ax.set(ylim=(len(models) - 0.4, -0.6), xlabel="Accuracy on the test fold (%); line: mean, ± over folds")
     ax.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     ax.grid(True, axis="x")
     dots = [Line2D([], [], color=_cycle(place), marker="o", linestyle="", **DOT) for place in range(len(numbers))]

@@ -439,6 +439,15 @@ def test_fold_dots_state_mean_and_both_deviations():
     assert lines[1] == "human 95.7 %" and 95.7 in [line.get_ydata()[0] for line in ax.lines]
 
 
+def test_a_fold_that_more_seeds_have_visited_weighs_no_more():
+    folds = make_folds(1)
+    more = folds.head(1).assign(seed=1, test_accuracy=0.5)
+    label = plotting.plot_fold_dots(pd.concat([folds, more])).axes[0].texts[0].get_text()
+    accuracy = folds["test_accuracy"].to_numpy(copy=True)
+    accuracy[0] = (accuracy[0] + 0.5) / 2
+    assert label == f"mean {100 * accuracy.mean():.1f} %\nsd {100 * accuracy.std(ddof=1):.1f} over folds"
+
+
 def test_more_than_five_models_have_a_row_each():
     folds = make_fold_models(6)
     ax = plotting.plot_fold_dots(folds, {"human": 0.957}).axes[0]
@@ -450,6 +459,7 @@ def test_more_than_five_models_have_a_row_each():
         row, fold = round(line.get_ydata()[0]), 1 + plotting.COLOURS.index(line.get_color())
         expected = folds[(folds["model"] == f"model number {row}") & (folds["fold"] == fold)]["test_accuracy"]
         np.testing.assert_allclose(np.sort(line.get_xdata()), np.sort(100 * expected))
+    assert ax.get_xlabel() == "Accuracy on the test fold (%); line: mean, ± over folds"
     one = folds[folds["model"] == "model number 2"]["test_accuracy"]
     assert ax.texts[2].get_text() == f"{100 * one.mean():.1f} % ± {100 * one.std(ddof=1):.1f}"
 
