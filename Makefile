@@ -44,7 +44,7 @@ badges: .venv/.installed
 	@$(RUN) badges "$$REPOSITORY"
 
 lab: .venv/.installed
-	@.venv/bin/python -m jupyter lab
+	@PYTHONPATH="$(CURDIR)" .venv/bin/python -m jupyter lab
 
 benchmarks: .venv/.installed
 	@.venv/bin/python -m benchmarks.run

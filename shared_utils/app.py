@@ -33,7 +33,7 @@ from shared_utils.runs import Run, load_run, make_front_end, name_data, predict_
 from shared_utils.spectrograms import KaldiFbank, LogMel
 
 FIRST_PORT = 7860
-MOST_WORDS = 160  # that a figure has room for
+MOST_WORDS = 160  # that a figure has room for, if they are not long
 LARGEST_FILE = "100mb"
 # Browsers keep to it: what Gradio's page wants from other hosts, now or in a later version, is not fetched.
 POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'"
@@ -259,10 +259,18 @@ def answer_sentence(run: Run, sentence: str) -> tuple[dict[str, float], str, lis
     if n_words > len(words):
         note = f"The model reads {limit} tokens at most: it read the first {len(words)} of {n_words} words."
     note += " Each word's colour says how the answer would change without it."
-    note += f" The first {MOST_WORDS} words are drawn." if len(words) > MOST_WORDS else ""
     sides = classes if len(classes) == 2 else ("other classes", answer)
     label = f"{answer} {table[answer][0]:.0%}"
-    figure = plotting.plot_word_effects([words[:MOST_WORDS]], [effects[:MOST_WORDS]], [label], sides)
+    drawn = min(len(words), MOST_WORDS)
+    while True:
+        try:
+            figure = plotting.plot_word_effects([words[:drawn]], [effects[:drawn]], [label], sides)
+            break
+        except ValueError:  # long words: fewer of them fit
+            if drawn == 1:
+                raise
+            drawn -= -(-drawn // 10)
+    note += f" The first {drawn} words are drawn." if drawn < len(words) else ""
     return table.loc[0, classes].astype(float).to_dict(), note, [figure]
 
 

@@ -32,10 +32,11 @@ def write_whole(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is not there any more, or the error before this one says what is wrong
+            temporary.unlink()
 
 
-def pick_device(name: str = "auto") -> torch.device:
+def pick_device(name: str | torch.device = "auto") -> torch.device:
     """Return the device called `name` ("cuda", "cuda:1", "mps", "cpu"), or the fastest one here for "auto".
 
     Raises ValueError if that device is not on this machine.
@@ -49,9 +50,9 @@ def pick_device(name: str = "auto") -> torch.device:
         available.insert(0, "cuda")
     if name == "auto":
         return torch.device(available[0])
-    kind, _, index = name.partition(":")
+    kind, _, index = str(name).partition(":")
     if kind not in available or (index and not (index.isdigit() and int(index) < max(1, torch.cuda.device_count()))):
-        raise ValueError(f"Device {name!r} is not on this machine; choose one of {', '.join(['auto', *available])}.")
+        raise ValueError(f"Device '{name}' is not on this machine; choose one of {', '.join(['auto', *available])}.")
     return torch.device(name)
 
 

@@ -120,14 +120,16 @@ def summarise(predictions: pd.DataFrame, sources: np.ndarray, level: float = 0.9
 
     `predictions` has a row a seed and test clip with seed, clip and correct, as `training.cross_validate` returns it;
     `sources` (clips,) names the recording or speaker of every clip. `mean` is over all of them, `sd` over the seeds
-    (NaN for one seed), `low` and `high` are the interval of `bootstrap_interval` on each clip's share of right answers,
-    so it holds for the seeds' average model on other recordings of this kind. n_test counts clips.
+    (NaN for one seed, and where seeds were tested on different clips: an interrupted run), `low` and `high` are the
+    interval of `bootstrap_interval` on each clip's share of right answers, so it holds for the seeds' average model on
+    other recordings of this kind. n_test counts clips.
     """
     by_seed = predictions.groupby("seed")["correct"].mean()
     by_clip = predictions.groupby("clip")["correct"].mean()
     low, high = bootstrap_interval(by_clip.to_numpy(), np.asarray(sources)[by_clip.index], level)
+    same = predictions.groupby("clip")["seed"].nunique().eq(len(by_seed)).all()
     return {
-        "mean": float(by_seed.mean()), "sd": float(by_seed.std()), "seeds": len(by_seed),
+        "mean": float(by_clip.mean()), "sd": float(by_seed.std()) if same else math.nan, "seeds": len(by_seed),
         "low": low, "high": high, "n_test": len(by_clip),
     }  # fmt: skip
 

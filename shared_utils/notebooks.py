@@ -79,14 +79,23 @@ def read_settings(text: str) -> dict[str, object]:
 
     Raises ValueError for a part that is not NAME=value or whose value is half a Python literal.
     """
-    settings = {}
-    for part in re.split(r"\s+(?=[A-Za-z_]\w*=)", text.strip()) if text.strip() else []:
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or not name.isidentifier():
-            raise ValueError(f"{part!r} is no setting; write NAME=value, several with a space between: EPOCHS=3 SEED=1")
-        settings[name] = _literal(value)
-        if settings[name] == value and re.search(r"[\s\[\](){}'\"]", value):
-            raise ValueError(f"The value of {name} cannot be read: {value}; write a number, a word or a Python literal")
+    settings, pieces = {}, re.split(r"(\s+(?=[A-Za-z_]\w*=))", text.strip()) if text.strip() else []
+    while pieces:
+        for n in range(1, len(pieces) + 1, 2):  # a text in quotes may hold what looks like the next setting
+            part = "".join(pieces[:n])
+            name, equals, value = (piece.strip() for piece in part.partition("="))
+            if not equals or not name.isidentifier():
+                raise ValueError(f"{part!r} is no setting; write NAME=value, several with a space between: A=3 B=1")
+            settings[name] = _literal(value)
+            if settings[name] != value or not re.search(r"[\s\[\](){}'\"]", value):
+                break
+        else:
+            _, _, value = pieces[0].partition("=")
+            raise ValueError(
+                f"The value of {name} cannot be read: {value}; write a number, a word or a Python literal: a text with "
+                "a space stands in quotes."
+            )
+        del pieces[: n + 1]
     return settings
 
 
@@ -146,7 +155,7 @@ def run_notebook(path: Path, settings: dict[str, object], output: Path, root: Pa
 
     output.parent.mkdir(parents=True, exist_ok=True)
     start, error, status = time.monotonic(), "", "ok"
-    with _live_line(path.stem, progress):
+    with _live_line(path.stem, progress), _package_of(root):
         try:
             papermill.execute_notebook(
                 path, output, parameters=settings, kernel_name="python3", cwd=path.parent, progress_bar=False,
@@ -168,6 +177,19 @@ def run_notebook(path: Path, settings: dict[str, object], output: Path, root: Pa
         "notebook": path.stem, "status": status, "seconds": seconds, "headline": headline, "figures": new_figures,
         "runs": new_runs,
     }
+
+
+@contextlib.contextmanager
+def _package_of(root: Path) -> Iterator[None]:
+    """Let kernels import the package that lies in `root`, whatever copy of the repository is installed."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(root), *([before] if before else [])])
+    try:
+        yield
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
 
 
 @contextlib.contextmanager
@@ -284,7 +306,12 @@ def make_slides(only: str = "", theme: str = "") -> int:
     if not chosen:
         raise FileNotFoundError(f"There are no figures of {only or 'any notebook'}; `make notebooks` draws them.")
     theme, books = theme or "light", [FigureBook(name) for name in chosen]
-    headlines = [_find_headline(name) for name in chosen]
+    for book in [book for book in books if not only and not book.contents()["items"]]:
+        print(f"Left out: {book.folder} holds no figure.")
+        books.remove(book)
+    if not books:
+        raise FileNotFoundError("There are no figures of any notebook; `make notebooks` draws them.")
+    headlines = [_find_headline(book.notebook_name) for book in books]
     for book, headline in zip(books, headlines, strict=True):
         print(book.deck(theme, headline))
     if not only:
@@ -386,7 +413,10 @@ def copy_repository(folder: Path) -> Path:
     demo = ROOT / "data" / "demo"
     demo.mkdir(parents=True, exist_ok=True)
     (folder / "data").mkdir()
-    (folder / "data" / "demo").symlink_to(demo, target_is_directory=True)
+    try:
+        (folder / "data" / "demo").symlink_to(demo, target_is_directory=True)
+    except OSError:  # Windows wants a privilege for it
+        shutil.copytree(demo, folder / "data" / "demo")
     return folder
 
 
@@ -407,17 +437,9 @@ def _report(plan: list[tuple[Path, dict]], execute: Callable[[Path, dict], dict]
 
 @contextlib.contextmanager
 def _private_copy(parent: Path | None = None) -> Iterator[Path]:
-    """Give a temporary copy of the repository; kernels import the package from there, so their ROOT is the copy."""
-    before = os.environ.get("PYTHONPATH")
+    """Give a temporary copy of the repository to run notebooks in: their ROOT is the copy."""
     with tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True) as folder:
-        copy = copy_repository(Path(folder))
-        os.environ["PYTHONPATH"] = str(copy)
-        try:
-            yield copy
-        finally:
-            os.environ.pop("PYTHONPATH")
-            if before is not None:
-                os.environ["PYTHONPATH"] = before
+        yield copy_repository(Path(folder))
 
 
 def _run_and_publish(path: Path, values: dict, data_dir: str) -> dict:
@@ -476,7 +498,8 @@ def _publish_result(path: Path, result: dict, data_dir: str) -> str:
     if not rows:
         raise ValueError("nothing published, because its run folders hold no results.json.")
 
-    data_dir = Path(os.path.relpath(Path(data_dir).expanduser(), ROOT)).as_posix()
+    with contextlib.suppress(ValueError):  # on another drive: there is no way from here
+        data_dir = Path(os.path.relpath(Path(data_dir).expanduser(), ROOT)).as_posix()
     command = f"make results ONLY={path.stem} DATA_DIR={data_dir}"
     rows = [{**row, "notebook": path.stem, "command": command} for row in rows]
     n_rows = len(rows)
@@ -512,8 +535,8 @@ def results_table(rows: list[dict]) -> str:
     lines = []
     for data, protocol, metric in sorted(groups, key=lambda key: (key[0], -groups[key][0]["n_test"], key[1:])):
         members = groups[data, protocol, metric]
-        head = ["model", f"{metric} (%)", "95 % interval", "seeds", "tested on", "parameters", "minutes a model"]
-        head += ["from"]
+        head = ["model", f"{metric} (%)", "95 % interval", "seeds", "tested on", "trained parameters"]
+        head += ["minutes a model", "from"]
         lines += [f"**{data}**, {protocol}:", "", f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
         for row in members:
             spread = f" ± {100 * row['sd']:.1f}" if row.get("sd") is not None else ""
@@ -608,9 +631,12 @@ def _find_headline(name: str) -> str:
 
     items = _read_json(ROOT / "figures" / name / "figures.json")
     shown = [(key, plain(value)) for item in items for key, value in item["settings"].items()]
-    for file in sorted((ROOT / "models" / name).glob("*/run.json"), reverse=True):
-        record = _read_json(file)
-        settings = {key: plain(value) for key, value in record["settings"].items()}
+    for file in sorted((ROOT / "models" / name).glob("[!.]*/run.json"), reverse=True):
+        try:
+            record = _read_json(file)
+            settings = {key: plain(value) for key, value in record["settings"].items()}
+        except (ValueError, OSError, KeyError, TypeError, AttributeError):  # `make compare` says what is wrong with it
+            continue
         same_data = any(("demo data" in item["mark"]) == _is_demo(record) for item in items)
         if same_data and all(key in settings and settings[key] == value for key, value in shown):
             return _read_headline(file.parent)
@@ -642,7 +668,8 @@ def _column(key: str) -> tuple[int, str]:
 
 
 def _round(value: object) -> object:
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    """Return a number with six digits; a whole one, such as a count, keeps all of its own."""
+    return float(f"{value:.6g}") if isinstance(value, float) and not value.is_integer() else value
 
 
 def _read_json(path: Path) -> object:
@@ -695,7 +722,7 @@ def main(arguments: list[str] | None = None) -> int:
     action = actions[options.pop("command")]
     try:
         return int(action(**options) > 0)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
 

@@ -99,13 +99,15 @@ def new_figure(title: str | None = None) -> Iterator[Figure]:
 def plot_class_counts(
     clips: pd.DataFrame, title: str | None = None, count: str = "clips", source_name: str = "sources"
 ) -> Figure:
-    """Draw the number of clips of each class, stacked by `split` or `fold` where the table has such a column.
+    """Draw the number of clips, or sentences, of each class, stacked by `split` or `fold` where the table has them.
 
     `count="sources"` counts the distinct speakers or recordings (column `source`) instead: a source on two sides,
     which an honest split does not have, counts on each. `source_name` says what they are: "speakers", say.
     """
-    if count not in ("clips", "sources"):
-        raise ValueError(f'count is "clips" or "sources", not {count!r}.')
+    if count not in ("clips", "sentences", "sources"):
+        raise ValueError(f'count is "clips", "sentences" or "sources", not {count!r}.')
+    if not len(clips):
+        raise ValueError("There is nothing to count: the table has no row.")
     by = next((column for column in ("split", "fold") if column in clips), None)
     if count == "sources":
         clips = clips.drop_duplicates(["class_name", "source", *([by] if by else [])])
@@ -173,10 +175,18 @@ def plot_learning_curves(histories: dict[str, pd.DataFrame] | pd.DataFrame, titl
     """Draw loss and accuracy over the epochs: training solid, validation dashed, a dot on the best epoch.
 
     `histories` is a history of `training.fit`, or name -> history; several runs differ in colour. Where nothing was
-    validated, the curves of training stand alone. A dotted line stands where a history's `dendrites` change.
+    validated, the curves of training stand alone. A dotted line stands where a history's `dendrites` change. A history
+    without an epoch, or without the columns of `fit`, is named in a printed line and left out.
     """
     if isinstance(histories, pd.DataFrame):
         histories = {"": histories}
+    needed = ["epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy"]
+    for name, history in histories.items():
+        lacking = [column for column in needed if column not in history]
+        if lacking or history.empty:
+            what = f"its history lacks {', '.join(lacking)}" if len(history) else "no epoch of it has ended"
+            print(f"Left out: {name or 'this run'}: {what}")
+    histories = {name: history for name, history in histories.items() if len(history) and {*needed} <= {*history}}
     if not histories:
         raise ValueError("There is no history to draw; train a model or save a run first.")
     fig = _figure(title)
@@ -200,7 +210,7 @@ def plot_learning_curves(histories: dict[str, pd.DataFrame] | pd.DataFrame, titl
     for ax, label in zip(axes, ("Cross-entropy loss (nats)", "Accuracy (%)"), strict=True):
         ax.set(xlabel="Epoch", ylabel=label)
         ax.grid(True)
-        ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
     axes[0].set_ylim(bottom=0)
     axes[1].set_ylim(top=101)
     train_colour, val_colour = (INK, INK) if several else COLOURS[:2]
@@ -228,7 +238,7 @@ def plot_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], title:
     """
     n_classes = len(class_names)
     matrix, shares = _true_class_shares(matrix, n_classes)
-    names = [_pretty(name) for name in class_names]
+    names = _short_names(class_names, 24)
     fig = _figure(title)
     if n_classes <= 12:
         ax = fig.subplots()
@@ -265,7 +275,7 @@ def plot_confusion_matrices(
     negative or infinite counts or none at all.
     """
     _check_models(matrices, at_least=2)
-    n_classes, names = len(class_names), [_pretty(name) for name in class_names]
+    n_classes, names = len(class_names), _short_names(class_names, 24 if len(matrices) <= 3 else 18)
     named = n_classes <= (12 if len(matrices) <= 3 else 10)
     shares, labels = [], []
     n_columns = len(matrices) if len(matrices) <= 3 else -(-len(matrices) // 2)
@@ -1437,8 +1447,14 @@ class FigureBook:
         return fig
 
     def table(self, name: str, df: pd.DataFrame, caption: str = "") -> pd.DataFrame:
-        """Write `df` as CSV and put it in the deck as a native table; return it for the cell to show."""
+        """Write `df` as CSV and put it in the deck as a native table; return it for the cell to show.
+
+        A table without columns is no slide, and an earlier one of this name goes.
+        """
         item = self._item(name, "table", caption)
+        if not len(df.columns):
+            (self.folder / f"{item['file']}.csv").unlink(missing_ok=True)
+            return df
         frame = df if isinstance(df.index, pd.RangeIndex) else df.reset_index()
         rows = ([_cell(value) for value in row] for row in frame.itertuples(index=False))
         item["rows"] = [[str(column) for column in frame], *rows]
@@ -1550,6 +1566,15 @@ def _pretty(name: str) -> str:
     return str(name).replace("_", " ").strip() or str(name)
 
 
+def _short_names(names: Sequence, length: int) -> list[str]:
+    """Return class names in words, shortened at the end, or in the middle where they would be the same then."""
+    words = [_pretty(name) for name in names]
+    short = [shorten(word, length) for word in words]
+    if len(set(short)) == len(set(words)):
+        return short
+    return [word if len(word) <= length else f"{word[: length // 2 - 1]}…{word[-(length // 2) :]}" for word in words]
+
+
 def _bar_columns(fig: Figure, names: list, x_label: str) -> Iterator[tuple[Axes, list]]:
     """Yield axes for horizontal bars, 25 classes a column (as many as have legible names), and their classes."""
     if len(names) > 75:
@@ -1560,7 +1585,7 @@ def _bar_columns(fig: Figure, names: list, x_label: str) -> Iterator[tuple[Axes,
     for index, ax in enumerate(fig.subplots(1, n_columns, squeeze=False)[0]):
         part = names[index * n_rows : (index + 1) * n_rows]
         yield ax, part
-        ax.set_yticks(range(len(part)), [shorten(_pretty(name), 24) for name in part])
+        ax.set_yticks(range(len(part)), _short_names(part, 24))
         ax.set(ylim=(n_rows - 0.4, -0.6), xlabel=x_label)
         ax.tick_params(axis="y", length=0)
         ax.grid(True, axis="x")

@@ -138,6 +138,8 @@ def launch(work: Callable[[], object], n_processes: int, folder: str) -> tuple[b
         finally:
             done.set()
 
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return False, RuntimeError("Several processes need fork, which this system has not: set num_processes to 1.")
     stdout, others = sys.stdout, set(multiprocessing.active_children())
     # Forked from a fresh thread, which has never computed anything: a child inherits the state of OpenMP in the thread
     # that forks, and would wait forever for threads of its parent. And Ctrl-C stays with this thread.

@@ -171,8 +171,13 @@ def load_run(path: str | os.PathLike, folder: str | os.PathLike = "models") -> R
     predictions = run / "predictions.csv"
     return Run(
         folder=run, history=history, model=model, **{name: record[name] for name in known},
-        predictions=pd.read_csv(predictions) if predictions.is_file() else None, results=_read_results(run),
+        predictions=_read_predictions(predictions) if predictions.is_file() else None, results=_read_results(run),
     )  # fmt: skip
+
+
+def _read_predictions(path: Path) -> pd.DataFrame:
+    """A speaker may be called 007, or NA."""
+    return pd.read_csv(path, dtype={"source": str}, keep_default_na=False, na_values=[""])
 
 
 def find_run(notebook: str, data: dict, class_names: list[str], folder: str | os.PathLike = "models") -> Run | None:
@@ -184,7 +189,10 @@ def find_run(notebook: str, data: dict, class_names: list[str], folder: str | os
     for run, record, _ in _readable_runs(notebook, folder):
         same = {name: record["data"].get(name) for name in ("data_set", "demo")} == data
         if same and record["class_names"] == list(class_names) and (run / "predictions.csv").is_file():
-            return load_run(run)
+            try:
+                return load_run(run)
+            except (ValueError, OSError) as error:
+                print(f"Left out: {error}")
     return None
 
 

@@ -187,6 +187,9 @@ class TimeShift(nn.Module):
         starts = torch.randint(2 * most + 1, (n_clips,), device=waveforms.device)
         return padded.unfold(1, n_samples, 1)[torch.arange(n_clips, device=waveforms.device), starts]
 
+    def extra_repr(self) -> str:
+        return f"max_samples={self.max_samples}, wrap={self.wrap}"
+
 
 class RandomCrop(nn.Module):
     """Take a random stretch of `n_samples` from each waveform (batch, samples), in training only: (batch, n_samples).
@@ -230,6 +233,9 @@ class Gain(nn.Module):
         db = self.max_db * (2 * torch.rand(len(waveforms), 1, device=waveforms.device) - 1)
         return _to_float(waveforms) * 10 ** (db / 20)
 
+    def extra_repr(self) -> str:
+        return f"max_db={self.max_db}"
+
 
 class AddNoise(nn.Module):
     """Add noise to each waveform (batch, samples) with probability `p`, in training only.
@@ -267,6 +273,10 @@ class AddNoise(nn.Module):
         starts = torch.randint(len(noise) - n_samples + 1, (n_clips,), device=noise.device)
         return _to_float(noise.unfold(0, n_samples, 1)[starts])
 
+    def extra_repr(self) -> str:
+        noise = "white" if self.noise is None else f"{len(self.noise)} samples"
+        return f"noise={noise}, snr_db={tuple(self.snr_db)}, p={self.p}"
+
 
 class SpeedPerturb(nn.Module):
     """Play each waveform (batch, samples) faster or slower by a factor in 1 +- `max_share`, in training only.
@@ -297,6 +307,9 @@ class SpeedPerturb(nn.Module):
         padded = nn.functional.pad(waveforms, (most, most))
         left = whole.long().add_(places + most)
         return padded.gather(1, left).addcmul_(padded.diff(dim=1).gather(1, left), displaced.sub_(whole))
+
+    def extra_repr(self) -> str:
+        return f"max_share={self.max_share}"
 
 
 class SpecAugment(nn.Module):
@@ -330,6 +343,10 @@ class SpecAugment(nn.Module):
         stretches = _draw_masks(n_clips, n_frames, self.n_time_masks, self.time_width, specs.device)
         value = specs.mean((1, 2), keepdim=True) if self.value == "mean" else specs.new_tensor(self.value)
         return torch.where(bands[:, :, None] | stretches[:, None, :], value, specs)
+
+    def extra_repr(self) -> str:
+        masks = f"{self.n_freq_masks} x {self.freq_width} mels, {self.n_time_masks} x {self.time_width} frames"
+        return f"{masks}, value={self.value}"
 
 
 def mixup(

@@ -67,7 +67,7 @@ def sweep(
         except TypeError as error:
             raise ValueError(f"train does not take the settings {settings}: {error}.") from error
     sources = function_sources(train)
-    plain = [to_plain("settings", settings) for settings in rows]
+    plain = [_plain_settings(settings) for settings in rows]
     keys = [_digest([settings, sources, data]) for settings in plain]
     parent = resolve_path(folder) / name / "sweep"
     outcomes = _read_outcomes(parent, keys)
@@ -114,6 +114,13 @@ def _expand_grid(grid: list[dict] | dict[str, Iterable]) -> list[dict]:
     if not rows:
         raise ValueError("The grid holds no run: give a list of settings, or setting -> values, none of them empty.")
     return rows
+
+
+def _plain_settings(settings: dict) -> dict:
+    """Return settings as JSON has them; infinity and NaN, which it has not, in words: they are not None."""
+    plain = to_plain("settings", settings)
+    return {name: str(settings[name]) if plain[str(name)] is None and settings[name] is not None else plain[str(name)]
+            for name in settings}  # fmt: skip
 
 
 def _start_runs(

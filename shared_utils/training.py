@@ -306,11 +306,10 @@ def fit(
             if len(broken):
                 step = (epoch - 1) * steps_per_epoch + int(broken[0])
                 step_lr = learning_rate(schedule, step, n_steps, lr, warmup, step_size, steps_per_epoch)
-                rest = "The model holds its best weights so far." if best_weights else "Build the model anew."
                 raise FloatingPointError(
                     f"The loss is {losses[broken[0]].item()} at epoch {epoch}, step {int(broken[0]) + 1} of "
                     f"{steps_per_epoch}, learning rate {step_lr:.2g}: lower lr, raise warmup, or look for NaN in the "
-                    f"inputs. {rest}"
+                    f"inputs. {_say_what_is_left(best_weights)}"
                 )
             row = {
                 "epoch": epoch, "lr": step_lr, "train_loss": losses.mean().item(),
@@ -321,6 +320,11 @@ def fit(
                 if val is not None:  # every process does all of it: they need not wait for each other
                     result = evaluate(judged, val, views=views, device=str(device), precision=precision)
                     row |= {"val_loss": result["loss"], "val_accuracy": result["accuracy"]}
+                    if math.isnan(result["loss"]):  # no epoch would be better than another
+                        raise FloatingPointError(
+                            f"The validation loss is NaN after epoch {epoch}: look for NaN in the validation inputs, "
+                            f'or set precision to "float32". {_say_what_is_left(best_weights)}'
+                        )
                 for name, dataset in (watch or {}).items():
                     result = evaluate(judged, dataset, views=views, device=str(device), precision=precision)
                     row[f"{name}_accuracy"] = result["accuracy"]
@@ -338,7 +342,7 @@ def fit(
             table.row(row, best=state["best_epoch"] == epoch)
             if checkpoint is not None:
                 if is_main:
-                    _save_checkpoint(checkpoint, model, averaged, optimizer_, best_weights, state, arguments)
+                    _save_checkpoint(checkpoint, model, averaged, optimizer_, best_weights, state, arguments, device)
                 if team is not None:
                     team.wait_for_everyone()  # whoever goes on may read it
     except KeyboardInterrupt:
@@ -446,6 +450,9 @@ def cross_validate(
     rounds = list(itertools.product(seeds, sorted(clips["fold"].unique()) if folds is None else folds))
     if not rounds:
         raise ValueError("There is nothing to cross-validate: give one seed and one fold at least.")
+    unnumbered = [fold for _, fold in rounds if not isinstance(fold, int | float | np.number) or fold != int(fold)]
+    if unnumbered:
+        raise ValueError(f"Fold {unnumbered[0]!r} is no whole number; number the folds in the table of clips.")
     if split is None:
         sides = [split_by_fold(clips, fold, val_fold) for _, fold in rounds]
     else:
@@ -713,6 +720,10 @@ def _explain_failure(batch_size: int, accumulate: int, n_processes: int) -> Iter
         ) from error
 
 
+def _say_what_is_left(best_weights: dict | None) -> str:
+    return "The model holds its best weights so far." if best_weights else "Build the model anew."
+
+
 def _split(rows: slice, n_parts: int, least: int) -> list[slice]:
     """Split some rows evenly, into fewer parts where one would have less than `least` of them."""
     n = rows.stop - rows.start
@@ -781,11 +792,13 @@ def _evaluate_in_processes(n_processes: int, *arguments, **settings) -> dict:
 @torch.no_grad()
 def _update_average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
     """Move the average towards the model; counters and other integers are copied."""
-    floats, news = [], []
+    floats, news, seen = [], [], set()
     for old, new in zip(averaged.state_dict().values(), model.state_dict().values(), strict=True):
         if old.dtype.is_floating_point:
-            floats.append(old)
-            news.append(new)
+            if (old.data_ptr(), old.shape) not in seen or old.data_ptr() == 0:  # tied weights have two names
+                floats.append(old)
+                news.append(new)
+            seen.add((old.data_ptr(), old.shape))
         else:
             old.copy_(new)
     torch._foreach_lerp_(floats, news, 1 - decay)  # one call for all tensors instead of a call each
@@ -857,7 +870,7 @@ class EpochTable:
         return Pretty("\n".join([*self.lines, bar] if bar else self.lines))
 
 
-def _save_checkpoint(path, model, averaged, optimizer, best_weights, state, arguments) -> None:
+def _save_checkpoint(path, model, averaged, optimizer, best_weights, state, arguments, device) -> None:
     """Write everything a resumed run needs as one safetensors file."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     if averaged is not None:
@@ -867,8 +880,9 @@ def _save_checkpoint(path, model, averaged, optimizer, best_weights, state, argu
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
     tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    if device.type != "cpu":  # dropout and augmentation draw from the generator of their device
+        backend, place = _generator_of(device)
+        tensors[f"random.{device.type}"] = backend.get_rng_state(*place)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with write_whole(resolve_path(path)) as temporary:
         save_file(tensors, temporary, {"state": json.dumps(state), "arguments": json.dumps(arguments)})
@@ -885,6 +899,11 @@ def _read_checkpoint(path: Path) -> tuple[dict, dict, dict]:
         return tensors, json.loads(metadata["state"]), json.loads(metadata["arguments"])
     except Exception as error:
         raise ValueError(f"{path} is no checkpoint of fit ({error}); leave resume_from out to start anew.") from error
+
+
+def _generator_of(device: torch.device) -> tuple:
+    """Return the module whose get_rng_state and set_rng_state are those of the device, and what to call them with."""
+    return (torch.mps, ()) if device.type == "mps" else (torch.cuda, (device,))
 
 
 def _pick_part(tensors: dict, prefix: str) -> dict:
@@ -910,7 +929,8 @@ def _load_checkpoint(path, model, averaged, optimizer, arguments, device) -> tup
         moments.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
+    if device.type != "cpu" and f"random.{device.type}" in tensors:
+        backend, place = _generator_of(device)
+        backend.set_rng_state(tensors[f"random.{device.type}"], *place)
     best = {name: tensor.to(device) for name, tensor in _pick_part(tensors, "best.").items()}
     return state, best or None

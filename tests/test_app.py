@@ -244,6 +244,15 @@ def test_a_sentence_is_answered_like_in_the_notebook(monkeypatch):
     with pytest.raises(ValueError, match="There is no sentence yet"):
         app.answer_sentence(run, " \n")
 
+    def refuse(words, *others):  # as where words are long
+        if len(words[0]) > 5:
+            raise ValueError("10 words do not fit")
+        drawn.append(words)
+
+    monkeypatch.setattr("shared_utils.plotting.plot_word_effects", refuse)
+    assert app.answer_sentence(run, "good " * 10)[1].endswith("The first 5 words are drawn.")
+    assert drawn[-1] == [["good"] * 5]
+
 
 # ---- the page
 

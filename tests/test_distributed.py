@@ -242,6 +242,12 @@ def test_another_error_stays_what_it_is():
         train(Wrong, mixup_alpha=0)
 
 
+def test_a_system_that_cannot_fork_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(processes.multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    interrupted, failure = processes.launch(lambda: None, 2, str(tmp_path))
+    assert not interrupted and str(failure).endswith("which this system has not: set num_processes to 1.")
+
+
 def test_every_process_takes_the_gpu_of_its_own(monkeypatch):
     assert processes.pick_place("cpu") == torch.device("cpu")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -143,6 +143,16 @@ def test_summary_of_two_seeds_by_hand():
     assert np.isnan(metrics.summarise(predictions.query("seed == 0"), sources)["sd"])
 
 
+def test_summary_of_an_interrupted_run_lies_in_its_own_interval():
+    clips = np.arange(100)
+    predictions = pd.DataFrame({"seed": 0, "fold": 1, "clip": clips, "correct": clips % 5 > 1})
+    second = pd.DataFrame({"seed": 1, "fold": 1, "clip": clips[:20], "correct": True})  # stopped by hand
+    summary = metrics.summarise(pd.concat([predictions, second]), clips)
+    assert summary["mean"] == pytest.approx((0.6 * 80 + 0.8 * 20) / 100)
+    assert summary["low"] < summary["mean"] < summary["high"]
+    assert np.isnan(summary["sd"]) and summary["seeds"] == 2
+
+
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (5, 5), (12, 3), (0, 9), (1400, 1250)])
 def test_mcnemar_equals_the_binomial_test(b, c):
     targets = np.zeros(b + c + 10, dtype=int)

@@ -439,6 +439,43 @@ def test_fold_dots_state_mean_and_both_deviations():
     assert lines[1] == "human 95.7 %" and 95.7 in [line.get_ydata()[0] for line in ax.lines]
 
 
+def test_sentences_are_counted_as_such_and_nothing_is_not():
+    table = pd.DataFrame({"class_name": ["a", "b", "b"]})
+    fig = plotting.plot_class_counts(table, count="sentences")
+    assert fig.axes[0].get_xlabel() == "Number of sentences"
+    with pytest.raises(ValueError, match="the table has no row"):
+        plotting.plot_class_counts(table.head(0))
+
+
+def test_long_class_names_leave_room_for_the_matrix():
+    counts = np.random.default_rng(0).integers(0, 9, (10, 10))
+    for names in ([f"{i:02d} " + "x" * 60 for i in range(10)], ["x" * 60 + f" {i:02d}" for i in range(10)]):
+        for fig in (
+            plotting.plot_confusion_matrix(counts, names),
+            plotting.plot_confusion_matrices({"a": counts, "b": counts}, names),
+        ):
+            fig.draw_without_rendering()
+            box, labels = fig.axes[0].get_position(), [label.get_text() for label in fig.axes[0].get_yticklabels()]
+            assert box.height > 0.4 and box.width > 0.25
+            assert len(set(labels)) == 10 and max(map(len, labels)) <= 24
+
+
+def test_curves_leave_out_what_is_no_history(capsys):
+    broken = {"old": pd.DataFrame({"epoch": [1], "loss": [2.0]}), "stopped": make_history(3, 1).head(0)}
+    fig = plotting.plot_learning_curves(broken | {"good": make_history(1, 1)})
+    told = capsys.readouterr().out.splitlines()
+    assert told == [
+        "Left out: old: its history lacks train_loss, train_accuracy, val_loss, val_accuracy",
+        "Left out: stopped: no epoch of it has ended",
+    ]
+    fig.draw_without_rendering()
+    low, high = fig.axes[0].get_xlim()
+    assert [tick for tick in fig.axes[0].get_xticks() if low <= tick <= high] == [1]
+    for nothing in (broken, pd.DataFrame()):
+        with pytest.raises(ValueError, match="There is no history to draw"):
+            plotting.plot_learning_curves(nothing)
+
+
 def test_a_fold_that_more_seeds_have_visited_weighs_no_more():
     folds = make_folds(1)
     more = folds.head(1).assign(seed=1, test_accuracy=0.5)
@@ -1403,6 +1440,15 @@ def test_a_table_and_a_figure_may_have_one_name(make_book, tmp_path):
     figure, table = list(Presentation(book.deck()).slides)[1:]
     assert figure.shapes[-1].shape_type == MSO_SHAPE_TYPE.PICTURE
     assert [shape.table.cell(1, 0).text for shape in table.shapes if shape.has_table] == ["0.250"]
+
+
+def test_an_empty_table_is_no_slide_and_takes_an_earlier_one_away(make_book, tmp_path):
+    book = make_book()
+    book.table("first", pd.DataFrame({"a": [1]}))
+    book.table("differences", pd.DataFrame({"b": [2]}))
+    assert book.table("differences", pd.DataFrame([])).empty
+    assert len(Presentation(book.deck()).slides) == 2
+    assert files(tmp_path) == ["01_first.csv", "figures.json", "my_notebook.pptx"]
 
 
 def test_a_dark_deck_is_light_on_dark_and_leaves_images_alone(make_book, tmp_path):

@@ -72,6 +72,8 @@ def house(tmp_path, monkeypatch) -> Path:
         ("EPOCHS=3 SEED=1", {"EPOCHS": 3, "SEED": 1}),
         ("  LR=1e-3   FOLDS=[1, 2] MODEL=conv ", {"LR": 0.001, "FOLDS": [1, 2], "MODEL": "conv"}),
         ("CLIP=../my/dog-1.wav NAMES=('a', 'b c')", {"CLIP": "../my/dog-1.wav", "NAMES": ("a", "b c")}),
+        ("TEXT='lr=3 or B=4' SEED=1", {"TEXT": "lr=3 or B=4", "SEED": 1}),
+        ('FOLDER="my words/of 3" WORDS=["a b=1", "c"]', {"FOLDER": "my words/of 3", "WORDS": ["a b=1", "c"]}),
         ("NAME='two words' OTHER=False", {"NAME": "two words", "OTHER": False}),
     ],
 )
@@ -79,7 +81,7 @@ def test_settings_are_read_as_python_literals(text, expected):
     assert notebooks.read_settings(text) == expected
 
 
-@pytest.mark.parametrize("text", ["EPOCHS 3", "SEED=1 FOLDS=[1,2", "NAME=two words", "3=4"])
+@pytest.mark.parametrize("text", ["EPOCHS 3", "SEED=1 FOLDS=[1,2", "NAME=two words", "3=4", "NAME=two words B=2"])
 def test_settings_that_cannot_be_read_are_named(text):
     with pytest.raises(ValueError, match="EPOCHS 3|FOLDS|NAME|3=4"):
         notebooks.read_settings(text)
@@ -235,7 +237,7 @@ def test_the_table_in_a_readme_is_made_from_the_results(tmp_path):
     notebooks.write_results_table(tmp_path)
     assert (tmp_path / "README.md").read_text().splitlines() == [
         "before", "<!-- results -->", "**ESC-10**, five folds:", "",
-        "| model | accuracy (%) | 95 % interval | seeds | tested on | parameters | minutes a model | from |",
+        "| model | accuracy (%) | 95 % interval | seeds | tested on | trained parameters | minutes a model | from |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         "| floor | 90.0 | 76.1 to 86.0 | 1 | 400 |  |  | tiny |",
         "| small | 81.2 ± 1.0 | 76.1 to 86.0 | 3 | 400 | 934,570 | 1.5 | tiny |",
@@ -345,6 +347,25 @@ def test_badges_open_each_notebook_in_colab_and_change_nothing_else(house, capsy
     assert f"torch=={importlib.metadata.version('torch')}" in kept
 
 
+def test_a_notebook_imports_the_package_that_lies_beside_it(house, monkeypatch, capsys):
+    (house / "shared_utils" / "__init__.py").write_text("HERE = 'the house'")
+    monkeypatch.setenv("PYTHONPATH", str(house / "recordings"))
+    write_notebook(house / notebooks.TASKS[1] / "tiny.ipynb", "import shared_utils\nprint(shared_utils.HERE)")
+    assert notebooks.main(["run"]) == 0
+    cells = nbformat.read(house / "executed" / "tiny.ipynb", as_version=4).cells
+    assert cells[-1].outputs[0].text == "the house\n"
+    assert os.environ["PYTHONPATH"] == str(house / "recordings")
+
+
+def test_what_the_system_refuses_is_one_sentence(house, monkeypatch, capsys):
+    def refuse(only):
+        raise PermissionError(13, "Permission denied", "compare.html")
+
+    monkeypatch.setattr(notebooks, "compare", refuse)
+    assert notebooks.main(["compare"]) == 2
+    assert capsys.readouterr().err == "[Errno 13] Permission denied: 'compare.html'\n"
+
+
 def test_badges_want_a_repository(house, capsys):
     for wrong in ("", "name", "https://gitlab.com/a/b", "a/b/c"):
         assert notebooks.main(["badges", wrong]) == 2
@@ -397,6 +418,15 @@ def test_slides_are_made_of_every_notebook_in_the_order_of_the_readme(house, mon
             ["Transformers for audio and text", "Zebra", "Tiny", "Other"], ["Zebra", data], table, *tiny,
             ["Other", data], table,
         ]  # fmt: skip
+    # neither a notebook whose figures were deleted nor a damaged run keeps the others from their slides
+    (house / "figures" / "empty").mkdir()
+    (house / "figures" / "empty" / "figures.json").write_text("[]")
+    for name, text in (("20260106-000000-0123abcd", "{"), ("20260107-000000-0123abcd", "{}")):
+        (house / "models" / "tiny" / name).mkdir()
+        (house / "models" / "tiny" / name / "run.json").write_text(text)
+    assert notebooks.main(["slides", "--theme", "dark"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told == [f"Left out: {house / 'figures' / 'empty'} holds no figure.", *decks]
     notes = [slide.notes_slide.notes_text_frame.text for slide in Presentation(decks[-1]).slides]
     assert notes[4].splitlines() == ["curves", "Two epochs", data, "SEED = 3 · FOLDS = (1, 2) · SUBSET = None"]
     assert notebooks.main(["slides", "--only", "benchmarks"]) == 2

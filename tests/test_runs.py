@@ -297,6 +297,11 @@ def test_predictions_and_results_come_back(save):
     assert without.predictions is None and without.results == []
 
 
+def test_speakers_keep_their_names(save):
+    run = save(predictions=PREDICTIONS.assign(source=["007", "NA"]))
+    assert load_run(run).predictions["source"].tolist() == ["007", "NA"]
+
+
 def test_the_newest_run_on_the_same_data_and_classes_is_found(save, tmp_path):
     real, demo = {"data_set": "ESC-10", "demo": False}, {"data_set": "ESC-10", "demo": True}
     assert find_run("tiny", real, CLASSES, tmp_path) is None
@@ -320,6 +325,10 @@ def test_a_damaged_run_does_not_hide_an_older_one(save, tmp_path, capsys):
     (broken / "run.json").write_text("{")
     assert find_run("tiny", data, CLASSES, tmp_path).folder == wanted
     assert f"Left out: {broken / 'run.json'} is damaged" in capsys.readouterr().out
+    without = save(predictions=PREDICTIONS)
+    (without / "weights.safetensors").unlink()
+    assert find_run("tiny", data, CLASSES, tmp_path).folder == wanted
+    assert f"Left out: {without} has no weights.safetensors" in capsys.readouterr().out
 
 
 def test_comparison_shows_only_the_settings_that_differ(save, tmp_path, capsys):

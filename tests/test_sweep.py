@@ -2,6 +2,7 @@
 
 import json
 import linecache
+import math
 import os
 import signal
 import sys
@@ -130,6 +131,15 @@ def test_the_order_in_which_settings_are_written_changes_nothing(cell, computed,
     for recipe in ({"lr": 1, "epochs": 2}, {"epochs": 2, "lr": 1}, {"epochs": 1, "lr": 2}):
         sweep(train, [{"recipe": recipe}], name="nested", folder=tmp_path)
     assert len(list((tmp_path / "nested" / "sweep").iterdir())) == 2
+
+
+def test_none_and_infinity_are_different_settings(cell, tmp_path):
+    train = cell("def train(limit):\n    return {'limited': limit is not None}")
+    limits = [None, math.inf, -math.inf, np.float32("nan")]
+    table = sweep(train, {"limit": limits}, name="limits", folder=tmp_path)
+    assert table["limited"].tolist() == [False, True, True, True]
+    kept = [json.loads(path.read_text())["settings"] for path in (tmp_path / "limits" / "sweep").iterdir()]
+    assert sorted(str(settings["limit"]) for settings in kept) == ["-inf", "None", "inf", "nan"]
 
 
 def test_other_data_and_other_names_are_other_runs(cell, computed, tmp_path):

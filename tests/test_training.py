@@ -15,7 +15,16 @@ from torch.utils.data import Subset
 from shared_utils import training
 from shared_utils.datasets import ArrayDataset
 from shared_utils.device import seed_everything
-from shared_utils.spectrograms import RandomCrop, between_class, mixup
+from shared_utils.spectrograms import (
+    AddNoise,
+    Gain,
+    RandomCrop,
+    SpecAugment,
+    SpeedPerturb,
+    TimeShift,
+    between_class,
+    mixup,
+)
 from shared_utils.training import (
     count_multiply_adds,
     count_parameters,
@@ -169,6 +178,27 @@ def test_a_checkpoint_of_other_settings_or_a_damaged_one_is_refused(sets, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]  # no temporary file is left
 
 
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (Gain(6), Gain(60)),
+        (TimeShift(0.1, 100), TimeShift(0.1, 100, wrap=False)),
+        (AddNoise(snr_db=(5, 30)), AddNoise(snr_db=(5, 20))),
+        (AddNoise(torch.ones(9)), AddNoise()),
+        (SpeedPerturb(0.1), SpeedPerturb(0.2)),
+        (nn.Sequential(SpecAugment(1, 2, 1, 3)), nn.Sequential(SpecAugment(1, 2, 1, 4))),
+    ],
+)
+def test_a_checkpoint_of_another_augmentation_is_refused(sets, tmp_path, one, other):
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    asis = nn.Identity()  # the checkpoint notes what an augmentation is called with, not what it does
+    asis.extra_repr = lambda: repr(one)
+    train(sets, epochs=1, augment=asis, checkpoint=checkpoint)
+    asis.extra_repr = lambda: repr(other)
+    with pytest.raises(ValueError, match="other settings: augment "):
+        train(sets, epochs=1, augment=asis, resume_from=checkpoint)
+
+
 def test_mix_takes_the_place_of_mixup(sets):
     by_alpha, alpha_history = train(sets)
     by_function, history = train(sets, mixup_alpha=0.0, mix=functools.partial(mixup, alpha=0.4))
@@ -269,6 +299,23 @@ def test_the_average_is_the_exponential_moving_average_of_the_weights(sets):
     torch.testing.assert_close(model.weight.detach(), average)
 
 
+def test_tied_weights_are_averaged_once(sets):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+            self.second.weight = self.first.weight
+
+        def forward(self, inputs):
+            return self.head(self.second(self.first(inputs)))
+
+    averaged, model = Tied(), Tied()
+    before = averaged.first.weight.detach().clone()
+    training._update_average(averaged, model, 0.9)
+    torch.testing.assert_close(averaged.first.weight.detach(), before.lerp(model.first.weight.detach(), 0.1))
+    assert averaged.second.weight is averaged.first.weight
+
+
 def test_augmentation_runs_once_a_training_step_and_never_in_evaluation(sets):
     Jitter.calls = 0
     model, _ = train(sets, epochs=3)
@@ -297,6 +344,15 @@ def test_a_loss_that_is_no_number_stops_with_epoch_step_and_rate(sets, data):
     seed_everything(0)
     with pytest.raises(FloatingPointError, match=r"nan at epoch 1, step [1-6] of 6, learning rate \S+: lower lr"):
         fit(Net(), ArrayDataset(broken[:45], targets[:45]), epochs=2, batch_size=8, device="cpu", progress=False)
+
+
+def test_a_validation_loss_that_is_no_number_stops_too(sets, data):
+    inputs, targets = data
+    broken = inputs[45:].clone()
+    broken[3, 0] = math.nan
+    for monitor in ("val_loss", "val_accuracy"):
+        with pytest.raises(FloatingPointError, match="validation loss is NaN after epoch 1: .* Build the model anew"):
+            train((sets[0], ArrayDataset(broken, targets[45:])), monitor=monitor)
 
 
 def test_early_stopping_and_rare_validation(sets):
@@ -380,6 +436,24 @@ def test_cross_validation_keeps_the_folds_apart_and_runs_independent(data):
     alone = cross_validate(Spy, ArrayDataset(marked, targets), clips, folds=[5], seeds=[1], **arguments)
     expected = table.iloc[3:].reset_index(drop=True).drop(columns="seconds")
     pd.testing.assert_frame_equal(alone["folds"].drop(columns="seconds"), expected)
+
+
+def test_folds_are_numbers(data):
+    inputs, targets = data
+    clips = pd.DataFrame({"fold": np.array(["A", "B", "C"])[torch.arange(66) // 3 % 3], "label": targets.numpy()})
+    clips["source"] = np.arange(66).astype(str)
+    started = []
+    with pytest.raises(ValueError, match="Fold 'A' is no whole number; number the folds"):
+        cross_validate(
+            lambda: started.append(1), ArrayDataset(inputs, targets), clips, epochs=1, device="cpu",
+            split=lambda clips, fold, seed: (np.arange(20), np.arange(20, 40), np.arange(40, 66)),
+        )  # fmt: skip
+    assert not started
+
+
+def test_the_device_may_be_one_that_was_picked(sets):
+    model, history = train(sets, epochs=1, device=torch.device("cpu"))
+    assert len(history) == 1 and evaluate(model, sets[1], device=torch.device("cpu"))["accuracy"] > 0
 
 
 def test_cross_validation_trains_with_another_function(data):
