@@ -5,6 +5,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import numbers
 import os
 import uuid
@@ -20,7 +21,7 @@ from tqdm.std import tqdm
 
 from shared_utils.device import resolve_path
 
-_VERSION = 2  # part of the cache's key: raise it whenever the same file would decode to other numbers
+_VERSION = 3  # part of the cache's key: raise it whenever the same file would decode to other numbers
 _GROUP = 8  # clips a task of the pool: threads that change for every clip spend their time on that
 _BLOCK = 32  # groups in flight at once, so that a slow disk cannot fill the memory with decoded clips
 _PHASES = 16  # of the resampling filter, multiplied at once: fewer cost more calls, more cost more products with zeros
@@ -30,8 +31,11 @@ def read_audio(path: str | os.PathLike, sample_rate: int | None = None) -> tuple
     """Read a whole file as mono; return (waveform float32 (samples,), its sample rate in Hz).
 
     Full scale is 1.0, several channels become their mean, and a `sample_rate` other than the file's resamples
-    (windowed sinc, torchaudio). Raises FileNotFoundError, or ValueError that says why the file cannot be used.
+    (windowed sinc, torchaudio). Raises FileNotFoundError, or ValueError that says why the file cannot be used. An MP3
+    that is cut off can be told from a whole one only if its first frame says how many there are, as most encoders do.
     """
+    if sample_rate is not None:
+        sample_rate = _check_sample_rate(sample_rate)
     path = resolve_path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no audio file {path}.")
@@ -112,7 +116,8 @@ def decode(
     A table may have the columns `clip_start`, so that a clip begins so many seconds into its file (NaN: at the
     beginning), and `clip_volume`, a factor that its samples are multiplied by before they are rounded (NaN: 1).
 
-    All damaged files (missing, truncated, no audio, no samples, NaN) are named with their reasons in one ValueError.
+    All damaged files (missing, truncated, no audio, no samples, NaN) are named with their reasons in one ValueError;
+    a truncated MP3 if what is left of it is too short for its clip, and its first frame says how many there were.
     on_error="skip" leaves them out, says how many, and returns (waveforms, kept_clips): the table without them.
     A full disk raises OSError and leaves nothing behind.
     """
@@ -123,7 +128,8 @@ def decode(
         raise ValueError("The table of clips has no column 'path'; load_esc50 and load_folder make one.")
     if len(clips) == 0:
         raise ValueError("The table of clips is empty; there is nothing to decode.")
-    n_samples = round(sample_rate * seconds)
+    sample_rate = _check_sample_rate(sample_rate)
+    n_samples = round(sample_rate * float(seconds))  # plain numbers: NumPy's overflow, and cannot be written as JSON
     if n_samples < 1:
         raise ValueError(f"{seconds} s at {sample_rate} Hz is less than one sample; both must be above 0.")
 
@@ -160,6 +166,14 @@ def _read_column(clips: pd.DataFrame, name: str, default: float) -> list[float]:
     return values.tolist()
 
 
+def _check_sample_rate(sample_rate: float) -> int:
+    """Return as an int what a table or a division makes of one: np.int64(16000), 16000.0."""
+    is_number = isinstance(sample_rate, numbers.Real) and not isinstance(sample_rate, bool)
+    if not is_number or not float(sample_rate).is_integer() or sample_rate < 1:
+        raise ValueError(f"sample_rate={sample_rate!r} must be a whole number of Hz, 1 or more, such as 16000.")
+    return int(sample_rate)
+
+
 def _check_padding(padding: str) -> None:
     if padding not in ("zeros", "repeat"):
         raise ValueError(f"padding={padding!r} is unknown; choose 'zeros' or 'repeat'.")
@@ -185,10 +199,13 @@ def _read(
         if first:
             file.seek(first)
         frames = file.read(n_frames, dtype="int16" if file.subtype == "PCM_16" else "float32", always_2d=True)
+    if len(frames) < n_frames:
+        allowed = _allow_missing(path) if file.format == "MP3" else 0
+        cut_off = cut_off or file.frames - first - len(frames) > allowed
+    if cut_off:
+        raise ValueError("it is cut off: it holds less than its header announces")
     if len(frames) == 0:
         raise ValueError("it holds no samples")
-    if cut_off or (len(frames) < n_frames and file.format != "MP3"):  # an MP3's length may be a guess
-        raise ValueError("it is cut off: it holds less than its header announces")
     waveform = frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1, dtype=np.float32)
     if waveform.dtype == np.int16 and resampler is None:
         return waveform, sample_rate
@@ -245,6 +262,27 @@ def _is_cut_off(path: Path) -> bool:
                 return announced < 0x7FFFF000 and announced - (size - file.tell()) > 1
             file.seek(announced + announced % 2, os.SEEK_CUR)
     return False
+
+
+def _allow_missing(path: Path) -> float:
+    """Return how many samples an MP3 may be short of its length: two frames, as encoders count differently.
+
+    That is where the first frame holds a header "Xing" or "Info" with the number of frames, behind its own 4 bytes, a
+    checksum and as many bytes as its version (ISO/IEC 11172-3 or 13818-3) and its channels ask for. Where it does not,
+    the length is a guess from the size of the file: any number.
+    """
+    with open(path, "rb") as file:
+        while (head := file.read(10))[:3] == b"ID3":  # a size of 4 times 7 bits, without these 10 bytes
+            size = sum((byte & 0x7F) << 7 * (3 - k) for k, byte in enumerate(head[6:10]))
+            file.seek(size + 10 * bool(head[5] & 0x10), os.SEEK_CUR)  # the tag may end as it began
+        frame = head + file.read(48)
+    if len(frame) == 58 and frame[0] == 0xFF and frame[1] & 0xE0 == 0xE0:
+        is_mpeg1, is_mono = bool(frame[1] & 0x08), frame[3] & 0xC0 == 0xC0
+        start = 4 + {(True, False): 32, (False, True): 9}.get((is_mpeg1, is_mono), 17)
+        for header in (frame[start:], frame[start + 2 :]):  # encoders disagree on whether a checksum moves it
+            if header[:4] in (b"Xing", b"Info") and header[7] & 1 and any(header[8:12]):
+                return 2304 if is_mpeg1 else 1152
+    return math.inf
 
 
 @functools.lru_cache(maxsize=8)

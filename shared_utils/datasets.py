@@ -33,7 +33,7 @@ import torch
 from tqdm.std import tqdm
 
 from shared_utils.audio import read_audio
-from shared_utils.device import resolve_path, write_whole
+from shared_utils.device import ROOT, resolve_path, write_whole
 from shared_utils.splits import (
     COMMANDS,
     SIDES,
@@ -283,12 +283,13 @@ def load_folder(
     """Return your own recordings as a table of clips: path, label, class_name, fold, split, source.
 
     `path` is a folder with one sub-folder a class, or a CSV with the columns path (relative to the CSV), label and, if
-    known, source, split and fold. Clips of one source (recording, speaker) stay on one side: it is what the one group
-    of the regular expression `source_pattern` finds in the file's name, or the column `source`, or else each file is
-    its own. Without a column `split` the shares `split` (train, val, test) are drawn with `seed`, class by class, and
-    without a column `fold` the `n_folds` folds of a cross-validation: fewer, and it says so, where a class has fewer
-    sources, but at least three. Words of one's own, recorded as `<word>/<speaker>_nohash_<n>.wav`, take
-    source_pattern=r"^(.*)_nohash_": the speaker is the source.
+    known, source, split and fold; commas, semicolons or tabs part its cells, and spaces around one do not count. Clips
+    of one source (recording, speaker) stay on one side: it is what the one group of the regular expression
+    `source_pattern` finds in the file's name, or the column `source`, or else each file is its own. Without a column
+    `split` the shares `split` (train, val, test) are drawn with `seed`, class by class, and without a column `fold` the
+    `n_folds` folds of a cross-validation: fewer, and it says so, where a class has fewer sources, but at least three.
+    Words of one's own, recorded as `<word>/<speaker>_nohash_<n>.wav`, take source_pattern=r"^(.*)_nohash_": the speaker
+    is the source.
 
     Raises FileNotFoundError or ValueError for nothing to read, one class only, a class with too few sources.
     """
@@ -305,7 +306,7 @@ def load_folder(
     if source_pattern is not None:
         clips["source"] = _match_sources(clips["path"], source_pattern)
     elif "source" not in clips:
-        clips["source"] = [Path(os.path.relpath(file, folder)).as_posix() for file in clips["path"]]
+        clips["source"] = [_path_from(folder, file) for file in clips["path"]]
     if "split" not in clips:
         clips["split"] = stratified_group_split(clips["class_name"], clips["source"], split, seed)
     if "fold" not in clips:
@@ -352,11 +353,13 @@ def write_split(clips: pd.DataFrame, path: str | os.PathLike, sides: tuple | Non
     return path
 
 
-def _path_from(folder: Path, file: str) -> str:
+def _path_from(folder: Path, file: str | os.PathLike) -> str:
+    """Return the path that leads from `folder` to `file`, which counts from where `resolve_path` counts from."""
+    file = ROOT / Path(file).expanduser()  # links are left as they are: what they lead to may have another name
     try:
         return Path(os.path.relpath(file, folder)).as_posix()
     except ValueError:  # another drive of Windows
-        return file
+        return file.as_posix()
 
 
 def load_sst2(
@@ -642,6 +645,7 @@ def _read_esc50(folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
     table = _read_csv(csv, _ESC50_COLUMNS)
     for column in ("fold", "target"):
         table[column] = _read_numbers(table[column], csv)
+    table = table.reset_index(drop=True)
     clips = pd.DataFrame(
         {
             "path": _find_audio(folder / "audio", table["filename"], csv),
@@ -667,17 +671,18 @@ def _read_urbansound8k(folder: Path) -> pd.DataFrame:
         wrong = table.index[~np.isfinite(seconds)]
         if len(wrong):
             value = table[column][wrong[0]]
-            raise ValueError(f"{csv}, line {wrong[0] + 2}: {column} must be a number of seconds, not {value!r}.")
+            raise ValueError(f"{csv}, line {wrong[0]}: {column} must be a number of seconds, not {value!r}.")
         table[column] = seconds.astype(float)
     wrong = table.index[~table["fold"].between(1, 10)]
     if len(wrong):
-        raise ValueError(f"{csv}, line {wrong[0] + 2}: the folds are 1 to 10, not {table['fold'][wrong[0]]}.")
+        raise ValueError(f"{csv}, line {wrong[0]}: the folds are 1 to 10, not {table['fold'][wrong[0]]}.")
     names = dict(enumerate(_URBAN_CLASSES))
     wrong = table.index[table["classID"].map(names) != table["class"]]
     if len(wrong):
         number, name = table.loc[wrong[0], ["classID", "class"]]
         official = f"classID {number} is {names[number]}" if number in names else "the classIDs are 0 to 9"
-        raise ValueError(f"{csv}, line {wrong[0] + 2}: {official}, but the line says {number}, {name!r}; correct it.")
+        raise ValueError(f"{csv}, line {wrong[0]}: {official}, but the line says {number}, {name!r}; correct it.")
+    table = table.reset_index(drop=True)
     files = "fold" + table["fold"].astype(str) + "/" + table["slice_file_name"]
     return pd.DataFrame(
         {
@@ -1056,11 +1061,11 @@ def _set_folds(clips: pd.DataFrame, folder: Path) -> pd.DataFrame:
     table["fold"] = _read_numbers(table["fold"], csv)
     twice = table.index[table["key"].duplicated()]
     if len(twice):
-        raise ValueError(f"{csv}, line {twice[0] + 2}: {table['file'][twice[0]]} is listed already; remove one line.")
+        raise ValueError(f"{csv}, line {twice[0]}: {table['file'][twice[0]]} is listed already; remove one line.")
     wrong = table.index[~table["duplicate_of_earlier"].isin(["0", "1"])]
     if len(wrong):
         value = table["duplicate_of_earlier"][wrong[0]]
-        raise ValueError(f"{csv}, line {wrong[0] + 2}: duplicate_of_earlier must be 0 or 1, not {value!r}.")
+        raise ValueError(f"{csv}, line {wrong[0]}: duplicate_of_earlier must be 0 or 1, not {value!r}.")
     keys = clips["folder"] + "/" + clips["stem"]
     missing, extra = table["key"][~table["key"].isin(keys)], keys[~keys.isin(table["key"])]
     if len(missing):
@@ -1258,6 +1263,8 @@ def _read_rows(path: Path, needs: list[str]) -> tuple[str, list[str], list[tuple
         raise ValueError(f"{path} is neither an .xlsx nor a .csv file; save the table as one of them.")
     try:
         where, rows = _read_workbook(path) if kind == ".xlsx" else _read_delimited(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8; save it as 'CSV UTF-8', or as .xlsx.") from error
     except OSError as error:
         raise ValueError(
             f"{path} cannot be opened ({error.strerror or error}); if another program has locked it, close it there."
@@ -1378,11 +1385,12 @@ def _read_cell(value: object) -> str:
 
 
 def _read_delimited(path: Path) -> tuple[str, list[tuple[int, list[str]]]]:
-    """Return the file's name and its rows: number of the line, cells. Commas, semicolons or tabs part the cells."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8; save it as 'CSV UTF-8', or as .xlsx.") from error
+    """Return the file's name and its rows: number of the line, cells. Commas, semicolons or tabs part the cells.
+
+    Spaces around a cell are no part of it. A row may have more cells than the first one has if they are empty: some
+    spreadsheets write such. Raises UnicodeDecodeError, or ValueError that names the row.
+    """
+    text = path.read_bytes().decode("utf-8-sig")
     first = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = max(",;\t", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -1401,7 +1409,7 @@ def _read_delimited(path: Path) -> tuple[str, list[tuple[int, list[str]]]]:
         if any(cells[width:]):
             raise ValueError(
                 f"{path}, row {number}: {len(cells)} values for {width} columns; "
-                f"put texts that contain {delimiter!r} into quotation marks."
+                f"put texts that contain {delimiter!r} into quotation marks, or name all columns in the first row."
             )
     return str(path), rows
 
@@ -1439,13 +1447,8 @@ def _find_audio(folder: Path, filenames: pd.Series, csv: Path) -> list[str]:
 
 
 def _read_clips_csv(csv: Path) -> pd.DataFrame:
-    table = _read_csv(csv, ("path", "label"))
-    for column in [column for column in ("path", "label", "source") if column in table]:
-        empty = table.index[table[column].str.strip() == ""]
-        if len(empty):
-            raise ValueError(f"{csv}, line {empty[0] + 2}: {column} is empty.")
-    known = [column for column in ("path", "label", "source", "split", "fold") if column in table]
-    clips = table[known].rename(columns={"label": "class_name"})
+    table = _read_csv(csv, ("path", "label"), ("source", "split", "fold"))
+    clips = table.rename(columns={"label": "class_name"})
     clips["path"] = [os.path.abspath(csv.parent / path) for path in clips["path"]]
     missing = [path for path in clips["path"] if not os.path.isfile(path)]
     if missing:
@@ -1462,7 +1465,7 @@ def _read_clips_csv(csv: Path) -> pd.DataFrame:
         empty = [side for side in SIDES if side not in set(clips["split"])]
         if empty:
             raise ValueError(f"{csv}: the column split gives no clip to {' and '.join(empty)}; each side needs some.")
-    return clips
+    return clips.reset_index(drop=True)
 
 
 def _list_class_folders(folder: Path) -> pd.DataFrame:
@@ -1507,17 +1510,36 @@ def _match_sources(paths: pd.Series, pattern: str) -> list[str]:
     return sources
 
 
-def _read_csv(csv: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    """Read a table as text, so that a class called "NA" or a recording called "007" keeps its name."""
+def _read_csv(csv: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Read `columns`, and those of the `optional` ones that are there, as text; the index is the number of the line.
+
+    As text, so that a class called "NA" or a recording called "007" keeps its name. Rows without anything are left out.
+    """
     try:
-        table = pd.read_csv(csv, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except ValueError as error:  # empty, binary or ragged; pandas' and Unicode's errors are ValueErrors
-        raise ValueError(f"{csv} is not a table of comma-separated values: {error}.") from error
-    missing = [column for column in columns if column not in table]
+        _, rows = _read_delimited(csv)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{csv} is not a table of comma-separated values: it is no text in UTF-8; save it as 'CSV UTF-8'."
+        ) from error
+    rows = [(number, cells) for number, cells in rows if any(cells)]
+    if not rows:
+        raise ValueError(f"{csv} is not a table of comma-separated values: it is empty.")
+    (_, header), *rows = rows
+    missing = [column for column in columns if column not in header]
     if missing:
         raise ValueError(f"{csv} has no column {_first(missing)}; it needs {', '.join(columns)}.")
-    if len(table) == 0:
+    known = [column for column in (*columns, *optional) if column in header]
+    twice = [column for column in known if header.count(column) > 1]
+    if twice:
+        raise ValueError(f"{csv} has two columns called {twice[0]}; rename one of them.")
+    if not rows:
         raise ValueError(f"{csv} lists no clips.")
+    cells = [cells[: len(header)] + [""] * (len(header) - len(cells)) for _, cells in rows]
+    table = pd.DataFrame(cells, columns=header, index=[number for number, _ in rows], dtype=str)[known]
+    for column in known:
+        empty = table.index[table[column] == ""]
+        if len(empty):
+            raise ValueError(f"{csv}, line {empty[0]}: {column} is empty.")
     return table
 
 
@@ -1525,7 +1547,7 @@ def _read_numbers(values: pd.Series, csv: Path) -> pd.Series:
     wrong = values.index[~values.str.fullmatch(r"\d+")]
     if len(wrong):
         value = values[wrong[0]]
-        raise ValueError(f"{csv}, line {wrong[0] + 2}: {values.name} must be a whole number, not {value!r}.")
+        raise ValueError(f"{csv}, line {wrong[0]}: {values.name} must be a whole number, not {value!r}.")
     return values.astype(int)
 
 
@@ -1534,6 +1556,9 @@ def _check_classes(clips: pd.DataFrame, path: Path) -> None:
         raise ValueError(f"{path} holds no clips that can be used; add recordings, or take fewer out.")
     if clips["class_name"].nunique() < 2:
         raise ValueError(f"{path} holds one class only ({clips['class_name'][0]}); a classifier needs two or more.")
+    taken = sorted({"path", "text", "predicted"} & set(clips["class_name"]))
+    if taken:
+        raise ValueError(f"{path}: no class can be called {taken[0]}, as a column of the answers is; rename it.")
 
 
 def _first(names: list[str]) -> str:

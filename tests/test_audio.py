@@ -166,6 +166,53 @@ def test_an_mp3_that_does_not_say_how_long_it_is_is_not_cut_off(tmp_path):
     assert not row[len(waveform) :].any()
 
 
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])  # frames of MPEG-2.5, MPEG-2 and MPEG-1
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+def test_an_mp3_is_whole_or_cut_off_by_the_frames_that_it_counts(tmp_path, rate, channels, mode):
+    seconds = np.random.default_rng(0).uniform(-0.5, 0.5, (3 * rate // 2 + 5, channels))
+    tag = b"ID3\x04\0\0" + bytes([0, 0, 7, 104]) + bytes(1000)
+    path = tmp_path / "a.mp3"
+    for length in (1, 700, len(seconds)):
+        write(path, seconds[:length], rate, bitrate_mode=mode, compression_level=0.3)
+        content = path.read_bytes()
+        for whole in (content, tag + content, content + b"TAG" + bytes(125)):
+            path.write_bytes(whole)
+            waveform, _ = read_audio(path)
+            assert len(waveform) == length
+            second_half = table(path).assign(clip_start=length // 2 / rate)
+            (window,) = decode(second_half, rate, 2, cache_dir=tmp_path, progress=False)
+            assert not window[length - length // 2 :].any()
+    missing = 2 * (1152 if rate == 44100 else 576) / len(seconds)  # two frames
+    for start, share in ((b"", 0.99 - missing), (tag, 0.6), (tag, 0.3)):
+        path.write_bytes((start + content)[: int(len(start) + len(content) * (share - 0.05))])
+        with pytest.raises(ValueError, match="it is cut off: it holds less than its header announces"):
+            read_audio(path)
+        with pytest.raises(ValueError, match="a.mp3: it is cut off"):
+            decode_one(path, 16000, 2, cache_dir=tmp_path)
+    path.write_bytes(content[: int(len(content) * 0.6)])
+    row = decode_one(path, rate, 0.5, cache_dir=tmp_path)  # what is left fills the clip
+    assert np.count_nonzero(row[-100:]) > 50
+    with pytest.raises(ValueError, match="a.mp3: it is cut off"):
+        decode(table(path).assign(clip_start=1.2), rate, 0.1, cache_dir=tmp_path, progress=False)
+
+
+def test_numbers_of_other_types_decode_like_plain_ones(tmp_path, noise):
+    path = write(tmp_path / "a.wav", noise)
+    expected = decode_one(path, 16000, 1, cache_dir=tmp_path / "cache")
+    pairs = ((np.int64(16000), 1), (16000.0, 1), (np.float32(16000), np.int64(1)), (np.int16(16000), np.int8(1)))
+    for sample_rate, seconds in pairs:
+        np.testing.assert_array_equal(decode_one(path, sample_rate, seconds, cache_dir=tmp_path / "cache"), expected)
+    assert len(list((tmp_path / "cache").iterdir())) == 1  # they are one key
+    half = decode_one(path, 8000, 1, cache_dir=tmp_path)
+    for sample_rate in (8000.0, np.int64(8000), np.float64(8000)):
+        np.testing.assert_array_equal(decode_one(path, sample_rate, 1.0, cache_dir=tmp_path / "other"), half)
+        waveform, found = read_audio(path, sample_rate)
+        assert type(found) is int and found == 8000 and len(waveform) == 8000
+    # 16,000 times 5 is more than an int16 holds
+    assert decode_one(path, np.int16(16000), np.int16(5), cache_dir=tmp_path).shape == (80000,)
+
+
 def test_the_cache_is_used_until_a_file_or_an_argument_changes(tmp_path, noise, monkeypatch):
     path = write(tmp_path / "a.wav", noise)
     cache = tmp_path / "cache"

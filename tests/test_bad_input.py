@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import re
 
 import numpy as np
 import pandas as pd
@@ -38,7 +39,7 @@ def damaged(tmp_path) -> dict[str, str]:
     """Every kind of damaged file, and the reason that must be given for it."""
     folder = tmp_path / "damaged"
     folder.mkdir()
-    for end in ("wav", "aiff", "flac", "ogg"):
+    for end in ("wav", "aiff", "flac", "ogg", "mp3"):
         whole = folder / f"cut.{end}"
         write(whole)
         whole.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
@@ -57,6 +58,7 @@ def damaged(tmp_path) -> dict[str, str]:
     return {
         "cut.wav": "cut off",
         "cut.aiff": "cut off",
+        "cut.mp3": "cut off",
         "cut.flac": "cannot be read as audio",
         "garbage.mp3": "cannot be read as audio",
         "cut.ogg": "cannot be read as audio",
@@ -89,10 +91,10 @@ def test_decode_skips_damaged_files_says_so_and_remembers(tmp_path, damaged, cap
     clips = table(first, *paths, last)
     waveforms, kept = decode_quietly(clips, cache_dir=tmp_path / "cache", on_error="skip")
     np.testing.assert_array_equal(waveforms, [TONE, TONE[::-1]])
-    assert kept["label"].tolist() == [0, 15] and kept.index.tolist() == [0, 1] and kept.attrs == clips.attrs
+    assert kept["label"].tolist() == [0, 16] and kept.index.tolist() == [0, 1] and kept.attrs == clips.attrs
     out = capsys.readouterr().out
-    assert out.startswith("Left out 14 of 16 clips") and out.count("\n") == 1 and "cut.wav: it is cut off" in out
-    assert "and 11 more" in out
+    assert out.startswith("Left out 15 of 17 clips") and out.count("\n") == 1 and "cut.wav: it is cut off" in out
+    assert "and 12 more" in out
 
     monkeypatch.setattr(audio, "_read", None)  # from here on nothing is decoded
     again, kept_again = decode_quietly(clips, cache_dir=tmp_path / "cache", on_error="skip")
@@ -100,7 +102,7 @@ def test_decode_skips_damaged_files_says_so_and_remembers(tmp_path, damaged, cap
     pd.testing.assert_frame_equal(kept_again, kept)
     assert capsys.readouterr().out == out
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="14 of 16 clips"):  # the skipping cache does not hide them
+    with pytest.raises(ValueError, match="15 of 17 clips"):  # the skipping cache does not hide them
         decode_quietly(clips, cache_dir=tmp_path / "cache")
     write(tmp_path / "damaged" / "missing.wav")
     assert len(decode_quietly(clips, cache_dir=tmp_path / "cache", on_error="skip")[1]) == 3
@@ -127,10 +129,14 @@ def test_read_audio_names_the_damaged_file(tmp_path, damaged):
         assert str(path) in str(caught.value)
 
 
-def test_an_mp3_that_is_cut_gives_what_it_holds(tmp_path):
+def test_an_mp3_that_counts_no_frames_and_is_cut_gives_what_it_holds(tmp_path):
     path = tmp_path / "a.mp3"
-    whole, _ = read_audio(write(path, np.tile(TONE, 10)))
-    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    write(path, np.tile(TONE, 10), bitrate_mode="CONSTANT", compression_level=0.3)
+    content = path.read_bytes()
+    content = content[content.index(content[:2], content.index(b"Info")) :]  # without the frame that counts them
+    path.write_bytes(content)
+    whole, _ = read_audio(path)
+    path.write_bytes(content[: len(content) * 6 // 10])
     cut, _ = read_audio(path)
     assert len(whole) >= 160000 and 0.55 < len(cut) / len(whole) < 0.65
     np.testing.assert_array_equal(cut, whole[: len(cut)])
@@ -331,6 +337,11 @@ def test_decode_refuses_arguments_that_make_no_sense(tmp_path):
         decode_quietly(clips, padding="mirror")
     with pytest.raises(ValueError, match="less than one sample"):
         decode(clips, 16000, 0)
+    for rate in (0, -16000, 22050.5, np.float32(0.5), np.nan, np.inf, True, "16000"):
+        with pytest.raises(ValueError, match=rf"^sample_rate={re.escape(repr(rate))} must be a whole number of Hz"):
+            decode(clips, rate, 1)
+        with pytest.raises(ValueError, match="^sample_rate=.* such as 16000"):
+            read_audio(clips["path"][0], rate)
 
 
 # tables and folders
@@ -472,8 +483,22 @@ def test_load_folder_names_what_is_wrong_in_a_csv(tmp_path):
         ("path,label,fold", [f"{row},one" for row in rows], "line 2: fold must be a whole number, not 'one'"),
         ("path,label,source", [f"{row},s" for row in rows], r"too few in: a \(1\), b \(1\)"),
         ("path,label,source", [f"{row}," for row in rows], "line 2: source is empty"),
+        ("path,label", ["", *rows[:3], ",", "4.wav, "], "line 7: label is empty"),
+        ("path,label,fold", [f"{row},1" for row in rows[:2]] + ["", "2.wav,a"], "line 5: fold is empty"),
+        ("file,path,label", [f"{k},x/{k}.wav,{k}.wav,dog{k % 2}" for k in range(8)], "row 2: 4 values for 3 columns"),
+        ("path,label", [*rows, "1.wav,a,b"], "row 10: 3 values for 2 columns; .* or name all columns in the first row"),
+        ("path;label", ["0.wav;a;b"], "row 2: 3 values for 2 columns; put texts that contain ';' into quotation marks"),
+        ("path,label,Label,label", rows, "two columns called label; rename one"),
+        ("path,label", [*rows, '"1.wav"x,a'], "row 10: this is no table of comma-separated values"),
     ):
         csv.write_text("\n".join([header, *lines]) + "\n")
         with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
             load_folder(csv)
         assert str(csv) in str(caught.value) or "too few" in message
+    for content, message in (
+        ("path,label\nkühl.wav,a\n".encode("cp1252"), "is no text in UTF-8"),
+        (b"\n,,\n", "is empty"),
+    ):
+        csv.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{csv} is not a table of comma-separated values: it {message}"):
+            load_folder(csv)

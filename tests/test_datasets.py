@@ -18,7 +18,7 @@ import torch
 
 from shared_utils import datasets
 from shared_utils.audio import decode
-from shared_utils.datasets import ArrayDataset, download, load_esc50, load_folder
+from shared_utils.datasets import ArrayDataset, download, load_esc50, load_folder, write_split
 from shared_utils.demo_data import make_everyday_sounds
 from shared_utils.splits import LeakError, audit, split_by_fold
 
@@ -204,6 +204,13 @@ def test_load_folder_says_what_it_leaves_out(tmp_path, capsys):
     assert "Ignored 6 files in sounds" in out and "2 .jpg, 1 .txt, 2 hidden, 1 in no sub-folder" in out
 
 
+@pytest.mark.parametrize("name", ["path", "predicted"])
+def test_a_class_is_not_called_like_a_column_of_the_answers(tmp_path, name):
+    make_folder(tmp_path / "mine", classes=("cat", name))
+    with pytest.raises(ValueError, match=f"no class can be called {name}, as a column of the answers is"):
+        load_folder(tmp_path / "mine")
+
+
 def test_load_folder_reads_a_csv(tmp_path):
     make_folder(tmp_path / "my set", n_takes=1)
     rows = [(f"{c}/{c}{k}_take0.wav", c, f"00{k // 2}") for c in ("cat", "dog") for k in range(10)]
@@ -232,6 +239,73 @@ def test_load_folder_reads_class_names_as_they_are_written(tmp_path):
     rows = [f"{name}/{Path(path).name},{name}" for path, name in clips[["path", "class_name"]].to_numpy()]
     csv.write_text("\n".join(["path,label", *rows]), encoding="utf-8-sig")
     pd.testing.assert_frame_equal(load_folder(csv), clips)
+
+
+def test_spaces_around_the_cells_of_a_csv_do_not_count(tmp_path):
+    make_folder(tmp_path, 8, 1)
+    csv = tmp_path / "table.csv"
+    rows = [(f"{c}/{c}{k}_take0.wav", c, f"s{k // 2}") for c in ("cat", "dog") for k in range(8)]
+    ends = ("", " ", "\t", "\xa0")  # as they come from typing and pasting
+    lines = [
+        f" {path} ,{label}{ends[k % 4]},{source}{ends[(k + 1) % 4]}" for k, (path, label, source) in enumerate(rows)
+    ]
+    csv.write_text("\n".join(["path , label,source ", *lines]), "utf-8")
+    clips = load_folder(csv)
+    assert clips["class_name"].tolist() == [label for _, label, _ in rows]
+    assert clips["source"].tolist() == [source for _, _, source in rows]
+    assert clips.groupby("source")["split"].nunique().max() == clips.groupby("source")["fold"].nunique().max() == 1
+    assert set(clips["split"]) == {"train", "val", "test"}
+    sides = ["train", "val", "test", "train"] * 4
+    lines = [f"{path},{label}, {sides[k]} , {k % 4 + 1} " for k, (path, label, _) in enumerate(rows)]
+    csv.write_text("\n".join(["path,label,split,fold", *lines]))
+    clips = load_folder(csv)
+    assert clips["split"].tolist() == sides and clips["fold"].tolist() == [1, 2, 3, 4] * 4
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("more", [0, 1, 3])
+def test_load_folder_reads_a_csv_as_spreadsheets_write_it(tmp_path, delimiter, more):
+    make_folder(tmp_path / "a, b", 6, 1, classes=("007", "07", "NA"))
+    rows = [[f"a, b/{c}/{c}{k}_take0.wav", c, f"0{k}"] for c in ("007", "07", "NA") for k in range(6)]
+    csv, plain = tmp_path / "table.csv", tmp_path / "plain.csv"
+    pd.DataFrame(rows, columns=["path", "label", "source"]).to_csv(plain, index=False)
+    expected = load_folder(plain)
+    assert expected["source"].tolist() == [f"0{k}" for k in range(6)] * 3
+    assert expected.groupby("label")["class_name"].first().tolist() == ["007", "07", "NA"]
+
+    lines = [delimiter.join(f'"{cell}"' if "," in cell else cell for cell in row) + more * delimiter for row in rows]
+    header = delimiter.join(["path", "label", "source"])
+    blank = 2 * delimiter + more * delimiter
+    for first in (header, header + more * delimiter):  # named or not, a column without a value is none
+        csv.write_bytes(("\ufeff" + "\r\n".join([first, *lines, blank, ""])).encode())
+        pd.testing.assert_frame_equal(load_folder(csv), expected)
+    csv.write_bytes(
+        "\r\n".join([delimiter + header, *(f"{k}{delimiter}{row}" for k, row in enumerate(lines))]).encode()
+    )
+    pd.testing.assert_frame_equal(load_folder(csv), expected)  # the nameless first column of DataFrame.to_csv
+
+
+def test_write_split_counts_paths_from_where_decode_does(tmp_path, monkeypatch):
+    root, home, elsewhere = tmp_path / "root", tmp_path / "home", tmp_path / "elsewhere"
+    for folder in (root, home, elsewhere):
+        folder.mkdir()
+        for k in range(3):
+            soundfile.write(folder / f"{k}.wav", np.full(160, k + 1, dtype=np.int16), 16000)
+    (root / "link.wav").symlink_to(home / "0.wav")
+    for name in ("shared_utils.device.ROOT", "shared_utils.datasets.ROOT"):
+        monkeypatch.setattr(name, root)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(elsewhere)
+    paths = ["0.wav", "./1.wav", "~/2.wav", str(elsewhere / "2.wav"), str(root / "link.wav"), "../elsewhere/0.wav"]
+    clips = pd.DataFrame({"path": paths, "class_name": ["a", "b"] * 3, "split": ["train", "val", "test"] * 2})
+    csv = write_split(clips, "tables/split.csv")
+    assert csv == root / "tables" / "split.csv"
+    written = ["../0.wav", "../1.wav", "../../home/2.wav", "../../elsewhere/2.wav", "../link.wav"]
+    assert pd.read_csv(csv)["path"].tolist() == [*written, "../../elsewhere/0.wav"]
+    again = load_folder(csv)
+    for table in (clips, again):
+        waveforms = decode(table, 16000, 0.01, cache_dir=tmp_path / "cache", progress=False)
+        assert waveforms[:, 0].tolist() == [1, 2, 3, 3, 1, 1]
 
 
 # the download
