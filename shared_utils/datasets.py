@@ -39,6 +39,7 @@ from shared_utils.splits import (
     SIDES,
     LeakError,
     cut_in_time,
+    describe_missing_classes,
     find_text_overlap,
     normalise_text,
     speaker_hash_side,
@@ -307,6 +308,7 @@ def load_folder(
         clips["source"] = _match_sources(clips["path"], source_pattern)
     elif "source" not in clips:
         clips["source"] = [_path_from(folder, file) for file in clips["path"]]
+    drawn = [column for column in ("split", "fold") if column not in clips]
     if "split" not in clips:
         clips["split"] = stratified_group_split(clips["class_name"], clips["source"], split, seed)
     if "fold" not in clips:
@@ -316,6 +318,15 @@ def load_folder(
             poorest, n = n_sources.idxmin(), n_sources.min()
             print(f"Made {n} folds instead of {n_folds}: the class {poorest} has only {n} sources.")
     clips = _add_labels(clips)[["path", "label", "class_name", "fold", "split", "source"]]
+    for column in drawn:
+        sides = {f"{column} {side}": np.flatnonzero(clips[column] == side) for side in sorted(set(clips[column]))}
+        missing = describe_missing_classes(clips, sides)
+        if missing:
+            fewer = ", take fewer folds (n_folds)" if column == "fold" and len(sides) > 3 else ""
+            print(
+                f"{missing}: no division of these sources with every class everywhere was found. Record these classes "
+                f"from more sources{fewer}, or leave them out."
+            )
     clips.attrs = {"data_set": folder.name, "demo": False}
     return clips
 

@@ -1,6 +1,7 @@
 """Which clips train, validate and test: official folds, grouped splits, and the checks that find leaks."""
 
 import hashlib
+import heapq
 import os
 import re
 import unicodedata
@@ -11,12 +12,16 @@ import numpy as np
 import pandas as pd
 
 from shared_utils.audio import read_audio
+from shared_utils.device import resolve_path
 
 SIDES = ("train", "val", "test")
 COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")  # known words of Speech Commands
 _LEAST_WORDS = 3  # "bad" inside a long sentence gives nothing away
 _WORD = re.compile(r"[^\W_]+")
 _GAP_IN_WORD = re.compile(r"\s+(?=n['’]t\b|['’](?:s|re|ve|ll|d|m)\b)")  # SST-2 writes "did n't" and "it 's"
+_MOST_TRIED = 300  # divisions that a repair looks at without filling one more gap before it gives up
+_MOST_PAIRS = 100_000  # pairs of groups on two sides that are looked at only to come nearer to the shares asked for
+_MOST_NEXT = 20  # divisions that one leads to: the best of what may be hundreds of thousands
 _TICKS = 10_000_000  # a second in whole numbers: exact for 16 kHz, and rounding cannot make two windows overlap
 
 
@@ -92,7 +97,8 @@ def check_fold_classes(
             numbers = sorted(set(fold[rows]))
             which = f"fold{'s' * (len(numbers) > 1)} {_join(numbers)}"
             named[f"training for test fold {test_fold} ({which})" if rows is sides[0] else which] = rows
-    check_classes(clips, named, "deal the clips of these classes to more folds, or leave the classes out")
+    fewer = "make fewer folds, " if len(_find_folds(clips)) > 3 else ""  # three are needed
+    check_classes(clips, named, f"deal the clips of these classes to all folds, {fewer}or leave the classes out")
 
 
 def check_classes(clips: pd.DataFrame, sides: dict[str, np.ndarray], remedy: str) -> None:
@@ -100,8 +106,18 @@ def check_classes(clips: pd.DataFrame, sides: dict[str, np.ndarray], remedy: str
 
     The error names sides and classes, and ends with `remedy`. A table without the column `label` has no classes.
     """
+    missing = describe_missing_classes(clips, sides)
+    if missing:
+        raise ValueError(f"{missing}. Training, validation and test need every class: {remedy}.")
+
+
+def describe_missing_classes(clips: pd.DataFrame, sides: dict[str, np.ndarray]) -> str:
+    """Say which class (`label`) is missing on which of `sides` (name -> row numbers of `clips`), "" where none is.
+
+    Five are named, and how many more there are, without a full stop. A table without the column `label` has none.
+    """
     if "label" not in clips:
-        return
+        return ""
     labels = clips["label"].to_numpy()
     names = clips["class_name" if "class_name" in clips else "label"].groupby(labels).first()
     found = [
@@ -109,12 +125,9 @@ def check_classes(clips: pd.DataFrame, sides: dict[str, np.ndarray], remedy: str
         for side, rows in sides.items()
         for name in names[~names.index.isin(labels[rows])]
     ]
-    if found:
-        first = "; ".join(found[:5])
-        more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
-        raise ValueError(
-            f"{first[0].upper()}{first[1:]}{more}. Training, validation and test need every class: {remedy}."
-        )
+    more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+    first = "; ".join(found[:5])
+    return f"{first[:1].upper()}{first[1:]}{more}"
 
 
 def _find_folds(clips: pd.DataFrame) -> list:
@@ -128,7 +141,8 @@ def stratified_group_split(
 ) -> np.ndarray:
     """Give every clip a side, "train", "val" or "test": (n_clips,) str; all clips of a group get the same.
 
-    Where groups hold one class each, every class is on every side.
+    Where groups hold one class each, every class is on every side. Where they hold several, as those of speakers do,
+    there may be no such division; `describe_missing_classes` says what the nearest one that was found lacks.
     Raises ValueError if a class has fewer groups than there are sides, and for fractions that do not add up to 1.
     """
     fractions = np.asarray(fractions, dtype=float)
@@ -142,7 +156,9 @@ def stratified_group_folds(labels: np.ndarray, groups: np.ndarray, n_folds: int 
     """Give every clip a fold, 1 to `n_folds`: (n_clips,) int; all clips of a group get the same.
 
     The folds share each class as evenly as the groups allow. There are fewer where a class has fewer groups: as many
-    as that class has. Raises ValueError for less than three folds, and if a class has fewer than three groups.
+    as that class has. Where groups hold several classes, a fold may have to lack one, as in `stratified_group_split`;
+    `check_fold_classes` says so. Raises ValueError for less than three folds, and if a class has fewer than three
+    groups.
     """
     if n_folds < 3:
         raise ValueError(f"n_folds={n_folds} is too few: training, validation and test need three folds or more.")
@@ -252,7 +268,7 @@ def _assign_groups(labels: np.ndarray, groups: np.ndarray, fractions: np.ndarray
     """Return the number of the side of each clip: (n_clips,) int, 0 to len(fractions) - 1.
 
     Greedy: the largest groups first, in random order among equals, each to the side that brings the shares of its
-    classes closest to `fractions`.
+    classes closest to `fractions`. Where that leaves a side without a class, `_fill_gaps` moves groups.
     """
     sides = np.flatnonzero(fractions)
     classes, class_of = np.unique(np.asarray(labels), return_inverse=True)
@@ -279,7 +295,81 @@ def _assign_groups(labels: np.ndarray, groups: np.ndarray, fractions: np.ndarray
         side_of[group] = side
         filled[side] += shares[group]
         n_left -= present
+    if (filled[sides] == 0).any():
+        side_of = sides[_fill_gaps(np.searchsorted(sides, side_of), shares, fractions[sides])]
     return side_of[group_of]
+
+
+def _fill_gaps(side_of: np.ndarray, shares: np.ndarray, fractions: np.ndarray) -> np.ndarray:
+    """Return a division near `side_of` (n_groups,) where as few classes as possible are missing on a side: (n_groups,).
+
+    `shares` (n_groups, n_classes) is the share of each class that a group holds. Best-first search (Pearl 1984,
+    "Heuristics"): from the division with the fewest gaps, of these the one nearest to `fractions`, to those that fill
+    one of its gaps and open no more. Then groups change places as long as that brings the shares nearer to `fractions`
+    and opens no gap. Without chance: the same division always leads to the same one.
+    """
+    n_gaps = sum((shares[side_of == side].sum(axis=0) == 0).sum() for side in range(len(fractions)))
+    waiting, seen, n_found, n_tried = [(n_gaps, 0.0, 0, side_of.astype(np.int16))], set(), 0, 0
+    best = waiting[0]
+    while waiting and n_tried < _MOST_TRIED:
+        now = heapq.heappop(waiting)
+        n_gaps, distance, _, side_of = now
+        if side_of.tobytes() in seen:
+            continue
+        seen.add(side_of.tobytes())
+        n_tried = 1 if n_gaps < best[0] else n_tried + 1
+        best = min(best, now)  # the third entry is a number of its own, so that divisions are never compared
+        if n_gaps == 0:
+            break
+        for change, growth, *places in _list_exchanges(side_of, shares, fractions, empty_only=True):
+            n_found += 1
+            after = _exchange(side_of, *places)
+            heapq.heappush(waiting, (n_gaps + int(change), distance + growth, n_found, after))
+    side_of = best[-1]
+    for _ in range(_MOST_TRIED):
+        found = _list_exchanges(side_of, shares, fractions, empty_only=False)
+        if len(found) == 0 or tuple(found[0, :2]) >= (0, 0):
+            break
+        side_of = _exchange(side_of, *found[0, 2:])
+    return side_of.astype(int)
+
+
+def _exchange(side_of: np.ndarray, comer: float, leaver: float, side: float) -> np.ndarray:
+    after = np.append(side_of, 0)  # the last one is the leaver that is nobody
+    after[int(leaver)], after[int(comer)] = side_of[int(comer)], side
+    return after[:-1]
+
+
+def _list_exchanges(side_of: np.ndarray, shares: np.ndarray, fractions: np.ndarray, empty_only: bool) -> np.ndarray:
+    """Return exchanges of two groups that add no gap to the others: (at most _MOST_NEXT, 5), the best first.
+
+    Columns: change of the number of gaps, growth of the squared distance to `fractions`, the group that comes to a
+    side, the one that leaves it for the other's (n_groups: none does), and that side. `empty_only`: those alone where
+    the group that comes fills a gap.
+    """
+    shares = np.concatenate([shares, np.zeros((1, shares.shape[1]))])  # the last group is nobody
+    holds = (shares > 0).astype(float)
+    member = np.eye(len(fractions))[side_of].T  # (sides, groups)
+    n_groups = member @ holds[:-1]  # of each class on each side
+    gap = member @ shares[:-1] - fractions[:, None]
+    empty, single = (n_groups == 0).astype(float), (n_groups == 1).astype(float)
+    found = [np.empty((0, 5))]
+    for side in np.flatnonzero(empty.any(axis=1)) if empty_only else range(len(fractions)):
+        comers = np.flatnonzero((side_of != side) & ((holds[:-1] @ empty[side] > 0) | (not empty_only)))
+        leavers = np.append(np.flatnonzero(side_of == side), len(side_of))
+        if not empty_only and len(comers) * len(leavers) > _MOST_PAIRS:
+            leavers = leavers[-1:]  # of so many groups, ones that move alone come near enough
+        home, in_, out = side_of[comers], holds[comers], holds[leavers]
+        opened = (in_ * single[home]) @ (1 - out).T + (1 - in_) @ (out * single[side]).T  # (comers, leavers)
+        change = opened - (in_ @ empty[side])[:, None] - empty[home] @ out.T
+        in_, out, gain = shares[comers], shares[leavers], gap[side] - gap[home]
+        growth = (in_ * (in_ + gain)).sum(axis=1)[:, None] - (gain + 2 * in_) @ out.T + (out**2).sum(axis=1)
+        row, column = np.nonzero(change <= 0)
+        parts = change[row, column], 2 * growth[row, column], comers[row], leavers[column], np.full(len(row), side)
+        found.append(np.stack(parts, axis=1))
+    found = np.concatenate(found)
+    found[:, 1] = found[:, 1].round(9)  # the last digits depend on the machine
+    return found[np.lexsort(found[:, 1::-1].T)[:_MOST_NEXT]]
 
 
 def audit(
@@ -335,9 +425,9 @@ def audit(
         same_audio = all_audio & _find_torn(placed, ["content", "official_side"])
         in_two = _find_torn(placed, ["source"]) & ~same_source, all_audio & ~same_audio
         published[what] = placed[in_two[0]]["source"], placed[in_two[1]]["content"]
-        placed["window"] = files[placed["row"]]
-        files, starts = _find_windows(clips.iloc[placed["row"]])
-        same_samples = _share_samples(files, starts, placed["side"].to_numpy(), _TICKS) > 0
+        windows = files[placed["row"]], starts[placed["row"]]
+        placed["window"] = windows[0]
+        same_samples = _share_samples(*windows, placed["side"].to_numpy(), _TICKS) > 0
         reasons = [("same source", same_source), ("identical audio", same_audio), ("shared samples", same_samples)]
         placed["reason"] = ""
         for reason, found in reasons:
@@ -441,7 +531,7 @@ def _hash_clips(clips: pd.DataFrame) -> list:
 
 
 def _hash_file(path: str) -> str:
-    with open(path, "rb") as file:
+    with open(resolve_path(path), "rb") as file:
         return hashlib.file_digest(file, "sha1").hexdigest()
 
 

@@ -171,6 +171,22 @@ def test_load_folder_makes_folds_for_a_cross_validation(tmp_path, capsys):
     assert capsys.readouterr().out == "Made 4 folds instead of 5: the class dog has only 4 sources.\n"
 
 
+def test_a_class_that_cannot_be_everywhere_is_named(tmp_path, capsys):
+    speakers = {"a": "012", "b": "013", "c": "023"}  # 0, 1 and 2 apart and 3 with 2: then c is missing beside 1
+    rows = [f"{word}{speaker}.wav,{word},{speaker}" for word, those in speakers.items() for speaker in those]
+    for row in rows:
+        soundfile.write(tmp_path / row.split(",")[0], np.zeros(16, dtype=np.int16), 16000)
+    (tmp_path / "mine.csv").write_text("\n".join(["path,label,source", *rows]))
+    clips = load_folder(tmp_path / "mine.csv", n_folds=3)
+    told = capsys.readouterr().out.splitlines()
+    for column, line in zip(("split", "fold"), told, strict=True):
+        counts = pd.crosstab(clips[column], clips["class_name"])
+        (place,) = np.argwhere(counts.to_numpy() == 0).tolist()  # one gap: fewer are impossible
+        side, word = counts.index[place[0]], counts.columns[place[1]]
+        assert line.startswith(f"{column.capitalize()} {side} has no clip of class {word!r}: no division of these")
+        assert line.endswith("Record these classes from more sources, or leave them out.")
+
+
 def test_the_audit_of_a_folder_checks_split_and_folds(tmp_path):
     clips = load_folder(make_folder(tmp_path / "sounds", 10), source_pattern=r"^(\w+?)_take")
     waveforms = np.random.default_rng(0).integers(-99, 99, (len(clips), 50)).astype(np.int16)
