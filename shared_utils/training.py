@@ -17,6 +17,7 @@ import json
 import math
 import os
 import pickle
+import re
 import sys
 import tempfile
 import time
@@ -450,9 +451,9 @@ def cross_validate(
     rounds = list(itertools.product(seeds, sorted(clips["fold"].unique()) if folds is None else folds))
     if not rounds:
         raise ValueError("There is nothing to cross-validate: give one seed and one fold at least.")
-    unnumbered = [fold for _, fold in rounds if not isinstance(fold, int | float | np.number) or fold != int(fold)]
-    if unnumbered:
-        raise ValueError(f"Fold {unnumbered[0]!r} is no whole number; number the folds in the table of clips.")
+    for _, fold in rounds:
+        if not re.fullmatch(r"\d+(\.0)?", str(fold)):
+            raise ValueError(f"Fold {fold!r} is no whole number; number the folds in the table of clips.")
     if split is None:
         sides = [split_by_fold(clips, fold, val_fold) for _, fold in rounds]
     else:
