@@ -24,6 +24,7 @@ TITLES = {
     "speech_commands": "Training on spoken words: arrays and layers against files and workers",
     "text": "Sentences: batches of similar length against padding to 128",
     "ast": "Fine-tuning an AST: 400 frames in a batch against 1,024 clip by clip",
+    "ast_batches": "Fine-tuning an AST: LoRA against all weights, batch by batch",
     "dendrites": "Dendrites on an AST: branches of low rank against full ones",
 }
 
