@@ -181,12 +181,14 @@ def plot_learning_curves(histories: dict[str, pd.DataFrame] | pd.DataFrame, titl
     if isinstance(histories, pd.DataFrame):
         histories = {"": histories}
     needed = ["epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy"]
-    for name, history in histories.items():
+    given, histories = histories, {}
+    for name, history in given.items():
         lacking = [column for column in needed if column not in history]
         if lacking or history.empty:
             what = f"its history lacks {', '.join(lacking)}" if len(history) else "no epoch of it has ended"
             print(f"Left out: {name or 'this run'}: {what}")
-    histories = {name: history for name, history in histories.items() if len(history) and {*needed} <= {*history}}
+        else:
+            histories[name] = history
     if not histories:
         raise ValueError("There is no history to draw; train a model or save a run first.")
     fig = _figure(title)
