@@ -152,9 +152,9 @@ def measure_path(batch_size: int = 2, **config) -> pd.DataFrame:
             for method in METHODS:
                 gc.collect()  # the model before this one, of which only cycles are left
                 model, inputs, targets, _, precision = make_step(method, folder, n, device)
-                how = {"device": str(device), "precision": _name(precision)}
+                how = {"device": str(device), "precision": name_precision(precision)}
                 counted = count_step_bytes(model, inputs, targets, **how)
-                name = names[method] if method == "usual" else f"{names[method]}, {_name(precision)}"
+                name = names[method] if method == "usual" else f"{names[method]}, {name_precision(precision)}"
                 used = {part: n_bytes / 1e6 for part, n_bytes in counted.items()}
                 rows.append({"step": name, "device": device.type, "batch": n} | used)
                 del model
@@ -171,7 +171,7 @@ def _compare_steps(name: str, pretrained: str, batch_size: int, device: torch.de
     rows = []
     for method, what in (("full", "all weights"), ("LoRA", "LoRA")):
         ours, theirs = 1000 * seconds[method], 1000 * seconds["usual"]
-        how = f"{batch_size} clips on {device.type}, {_name(steps[method][-1])}"
+        how = f"{batch_size} clips on {device.type}, {name_precision(steps[method][-1])}"
         row = {"name": f"{name}, {what}: {how} / all weights, {USUAL_FRAMES:,} frames, float32", "ours": ours}
         rows.append(row | {"theirs": theirs, "ratio": theirs / ours, "unit": "ms a step"})
     return rows
@@ -232,5 +232,6 @@ def _compare_probe(n_runs: int) -> list[dict]:
     return rows
 
 
-def _name(precision: torch.dtype) -> str:
+def name_precision(precision: torch.dtype) -> str:
+    """Return "bfloat16", not "torch.bfloat16"."""
     return str(precision).removeprefix("torch.")

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from benchmarks import time_in_turn
-from benchmarks.ast import load_clips, make_checkpoint, make_step, train_step
+from benchmarks.ast import load_clips, make_checkpoint, make_step, name_precision, train_step
 from shared_utils.device import pick_device, pick_precision, set_threads
 from shared_utils.training import count_step_bytes
 
@@ -37,7 +37,7 @@ def measure(n_runs: int = 1, batches: tuple[int, ...] | None = None, **config) -
         steps = {method: (*make_step(method, folder, n_clips, device)[:4], precision) for method in METHODS}
         seconds = time_in_turn({method: partial(train_step, *step) for method, step in steps.items()}, n_runs)
         ours, theirs = 1000 * seconds["LoRA"], 1000 * seconds["full"]
-        name = f"AST, {n_clips} clips on {device.type}, {_name(precision)}: LoRA / all weights"
+        name = f"AST, {n_clips} clips on {device.type}, {name_precision(precision)}: LoRA / all weights"
         rows.append({"name": name, "ours": ours, "theirs": theirs, "ratio": theirs / ours, "unit": "ms a step"})
         del steps
     return rows
@@ -49,10 +49,11 @@ def measure_path(batches: tuple[int, ...] | None = None, **config) -> pd.DataFra
     for device, n_clips, precision, folder in _list_steps(batches, config):
         for method, trains in METHODS.items():
             model, inputs, targets, *_ = make_step(method, folder, n_clips, device)
-            counted = count_step_bytes(model, inputs, targets, device=str(device), precision=_name(precision))
+            counted = count_step_bytes(model, inputs, targets, device=str(device), precision=name_precision(precision))
             used = {part: n_bytes / 1e6 for part, n_bytes in counted.items()}
             rows.append(
-                {"device": device.type, "batch": n_clips, "precision": _name(precision), "trains": trains} | used
+                {"device": device.type, "batch": n_clips, "precision": name_precision(precision), "trains": trains}
+                | used
             )
             del model
             gc.collect()  # of a model only cycles are left
@@ -71,7 +72,3 @@ def _list_steps(batches: tuple[int, ...] | None, config: dict) -> Iterator[tuple
             for precision in precisions:
                 gc.collect()
                 yield device, n_clips, precision, folder
-
-
-def _name(precision: torch.dtype) -> str:
-    return str(precision).removeprefix("torch.")

@@ -119,8 +119,8 @@ def _expand_grid(grid: list[dict] | dict[str, Iterable]) -> list[dict]:
 def _plain_settings(settings: dict) -> dict:
     """Return settings as JSON has them; infinity and NaN, which it has not, in words: they are not None."""
     plain = to_plain("settings", settings)
-    return {name: str(settings[name]) if plain[str(name)] is None and settings[name] is not None else plain[str(name)]
-            for name in settings}  # fmt: skip
+    lost = {name for name, value in plain.items() if value is None and settings[name] is not None}
+    return plain | {name: str(settings[name]) for name in lost}
 
 
 def _start_runs(
