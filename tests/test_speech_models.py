@@ -114,6 +114,32 @@ def test_sine_positions_tell_every_cell_from_every_other(transformers):
     assert (table[0, :64] == table[25, :64]).all() and not (table[0, :64] == table[26, :64]).all()
 
 
+def test_patchout_keeps_the_class_token_and_other_cells_for_every_clip(transformers):
+    torch.manual_seed(0)
+    tokens = torch.arange(417).float().expand(3, 417)[:, :, None].repeat(1, 1, 2)  # every token tells its number
+    kept = transformers["drop_tokens"](tokens, 0.4)
+    assert kept.shape == (3, 1 + 166, 2) and (kept[:, 0] == 0).all() and (kept[..., 0] == kept[..., 1]).all()
+    numbers = kept[:, 1:, 0]
+    assert all(len(row.unique()) == 166 and row.min() >= 1 for row in numbers)
+    assert not torch.equal(numbers[0].sort().values, numbers[1].sort().values)
+    many = transformers["drop_tokens"](tokens[:1].expand(300, -1, -1), 0.4)[:, 1:, 0].long()
+    counts = many.flatten().bincount(minlength=417)[1:]  # each is kept 120 times of 300, give or take 8.5
+    assert 80 < counts.min() and counts.max() < 160
+
+
+def test_patchout_is_for_training_only(transformers):
+    torch.manual_seed(0)
+    model = transformers["GridTransformer"]("strided", 12, positions=True, keep=0.4)
+    whole = transformers["GridTransformer"]("strided", 12, positions=True)
+    whole.load_state_dict(model.state_dict())
+    waveforms = torch.randn(2, 16000)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(waveforms), whole.eval()(waveforms))
+        assert not torch.equal(model.train()(waveforms), model(waveforms))
+    with pytest.raises(ValueError, match="A share of 0 of the tokens cannot be kept"):
+        transformers["GridTransformer"]("strided", 12, keep=0)
+
+
 def test_checkpointing_changes_memory_and_not_the_gradient(transformers):
     gradients = []
     for checkpointing in (False, True):
