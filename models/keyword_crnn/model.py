@@ -1,8 +1,23 @@
 """The model of gru_baselines, as it was when the run was saved; load_run executes this file."""
 
+import torch
 from shared_utils.spectrograms import Mfcc
 from shared_utils.spectrograms import SpecAugment
 from torch import nn
+
+
+class ScaleCoefficients(nn.Module):
+    """Subtract the running mean of every MFCC and divide all by their mean deviation; nothing here learns."""
+
+    def __init__(self, n_mfcc):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(n_mfcc, affine=False)
+
+    def forward(self, mfcc):  # (batch, n_mfcc, frames)
+        scaled = self.norm(mfcc)  # each with deviation 1
+        sizes = (self.norm.running_var + self.norm.eps).sqrt()
+        sizes = torch.cat([sizes[1:2], sizes[1:]]) / sizes[1:].mean()  # the loudness varies far more than the others
+        return scaled * sizes.unsqueeze(1)
 
 
 class CRNNAttention(nn.Module):
@@ -11,7 +26,7 @@ class CRNNAttention(nn.Module):
     def __init__(self, n_classes, n_mfcc=40, dropout=0.3):
         super().__init__()
         self.front_end = Mfcc(n_mfcc=n_mfcc, n_mels=64, n_fft=400, hop_length=160)
-        self.scale = nn.BatchNorm1d(n_mfcc, affine=False)
+        self.scale = ScaleCoefficients(n_mfcc)
         self.augment = SpecAugment(2, 7, 2, 20, value=0.0)
         layers = []
         for n_in, n_out in ((1, 32), (32, 64), (64, 128)):
