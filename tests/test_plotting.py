@@ -821,6 +821,14 @@ def test_runs_without_interval_and_bad_ones():
             plotting.plot_runs(*arguments)
 
 
+def test_an_interval_without_width_may_differ_from_its_mean_by_rounding():
+    values = pd.DataFrame({"model": "CRNN", "seed": [0, 1], "accuracy": [1 / 3, 1 / 3]})
+    bound = np.nextafter(1 / 3, 1)
+    plotting.plot_runs(values, pd.DataFrame([{"model": "CRNN", "mean": 1 / 3, "low": bound, "high": bound}]))
+    with pytest.raises(ValueError, match="low <= mean <= high must hold"):
+        plotting.plot_runs(values, pd.DataFrame([{"model": "CRNN", "mean": 1 / 3, "low": 0.334, "high": 0.334}]))
+
+
 def test_training_signals_put_runs_side_by_side_and_gradients_on_a_logarithmic_axis():
     signals = make_signals()
     last = (signals["step"] == 380) & (signals["run"] == "Adam 1e-3") & (signals["name"] == "gradient norm")
