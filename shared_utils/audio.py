@@ -21,10 +21,13 @@ from tqdm.std import tqdm
 
 from shared_utils.device import resolve_path
 
-_VERSION = 3  # part of the cache's key: raise it whenever the same file would decode to other numbers
+_VERSION = 4  # part of the cache's key: raise it whenever the same file would decode to other numbers
 _GROUP = 8  # clips a task of the pool: threads that change for every clip spend their time on that
 _BLOCK = 32  # groups in flight at once, so that a slow disk cannot fill the memory with decoded clips
 _PHASES = 16  # of the resampling filter, multiplied at once: fewer cost more calls, more cost more products with zeros
+_MPEG1_KBPS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # layer III, ISO/IEC 11172-3
+_MPEG2_KBPS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)  # layer III, ISO/IEC 13818-3
+_CLOSED = "it cannot be opened"  # how a reason begins that is none of the file itself
 
 
 def read_audio(path: str | os.PathLike, sample_rate: int | None = None) -> tuple[np.ndarray, int]:
@@ -32,7 +35,8 @@ def read_audio(path: str | os.PathLike, sample_rate: int | None = None) -> tuple
 
     Full scale is 1.0, several channels become their mean, and a `sample_rate` other than the file's resamples
     (windowed sinc, torchaudio). Raises FileNotFoundError, or ValueError that says why the file cannot be used. An MP3
-    that is cut off can be told from a whole one only if its first frame says how many there are, as most encoders do.
+    that is cut off can be told from a whole one only if its first frame says how many there are, as most encoders do;
+    one that does not say it and is longer than it seems is refused.
     """
     if sample_rate is not None:
         sample_rate = _check_sample_rate(sample_rate)
@@ -118,7 +122,8 @@ def decode(
 
     All damaged files (missing, truncated, no audio, no samples, NaN) are named with their reasons in one ValueError;
     a truncated MP3 if what is left of it is too short for its clip, and its first frame says how many there were.
-    on_error="skip" leaves them out, says how many, and returns (waveforms, kept_clips): the table without them.
+    on_error="skip" leaves them out, says how many, and returns (waveforms, kept_clips): the table without them. Files
+    that could not be opened are tried again the next time.
     A full disk raises OSError and leaves nothing behind.
     """
     _check_padding(padding)
@@ -139,7 +144,8 @@ def decode(
     key = _hash_arguments(windows, sample_rate, n_samples, padding)
     cache = resolve_path(cache_dir) / f"{len(paths)}x{n_samples}-{key}.npy"
     waveforms, damaged = _open_cache(cache, len(paths), n_samples)
-    if waveforms is None or (damaged and on_error == "raise"):
+    retry = on_error == "raise" or any(reason.startswith(_CLOSED) for reason in damaged.values())
+    if waveforms is None or (damaged and retry):
         read_row = functools.partial(_read_row, sample_rate=sample_rate, n_samples=n_samples, padding=padding)
         _fill_cache(cache, windows, n_samples, read_row, on_error, n_threads, progress)
         waveforms, damaged = _open_cache(cache, len(paths), n_samples)
@@ -188,14 +194,19 @@ def _read(
     """
     cut_off = _is_cut_off(path)
     with soundfile.SoundFile(path) as file:
+        if file.frames > 2**62:  # FLAC written to a pipe
+            raise ValueError("its header does not say how long it is; save it anew")
         sample_rate = sample_rate or file.samplerate
         resampler = None if sample_rate == file.samplerate else _make_resampler(file.samplerate, sample_rate)
         first, n_dropped = _find_start(start, file.samplerate, resampler)
         n_frames = file.frames - first
+        n_needed = math.inf if n_samples is None else _count_needed_frames(n_dropped + n_samples, resampler)
+        is_guess = n_needed > n_frames and file.format == "MP3" and _allow_missing(path) == math.inf
+        if is_guess and _count_mp3_samples(path) > file.frames + 2304:
+            raise ValueError("it is longer than it says, an MP3 of changing bit rate without a count; save it anew")
         if start and start * file.samplerate >= file.frames:
             raise ValueError(f"it is over before the clip begins, at {start:g} s")
-        if n_samples is not None:
-            n_frames = min(n_frames, _count_needed_frames(n_dropped + n_samples, resampler))
+        n_frames = min(n_frames, n_needed)
         if first:
             file.seek(first)
         frames = file.read(n_frames, dtype="int16" if file.subtype == "PCM_16" else "float32", always_2d=True)
@@ -236,7 +247,7 @@ def _reason(error: Exception) -> str:
         return "there is no such file"
     if isinstance(error, soundfile.LibsndfileError):
         return f"it cannot be read as audio ({error.error_string.strip().rstrip('.')})"
-    return getattr(error, "strerror", None) or str(error)
+    return f"{_CLOSED} ({error.strerror or error})" if isinstance(error, OSError) else str(error)
 
 
 def _is_cut_off(path: Path) -> bool:
@@ -272,10 +283,8 @@ def _allow_missing(path: Path) -> float:
     the length is a guess from the size of the file: any number.
     """
     with open(path, "rb") as file:
-        while (head := file.read(10))[:3] == b"ID3":  # a size of 4 times 7 bits, without these 10 bytes
-            size = sum((byte & 0x7F) << 7 * (3 - k) for k, byte in enumerate(head[6:10]))
-            file.seek(size + 10 * bool(head[5] & 0x10), os.SEEK_CUR)  # the tag may end as it began
-        frame = head + file.read(48)
+        file.seek(_find_first_frame(file))
+        frame = file.read(58)
     if len(frame) == 58 and frame[0] == 0xFF and frame[1] & 0xE0 == 0xE0:
         is_mpeg1, is_mono = bool(frame[1] & 0x08), frame[3] & 0xC0 == 0xC0
         start = 4 + {(True, False): 32, (False, True): 9}.get((is_mpeg1, is_mono), 17)
@@ -283,6 +292,37 @@ def _allow_missing(path: Path) -> float:
             if header[:4] in (b"Xing", b"Info") and header[7] & 1 and any(header[8:12]):
                 return 2304 if is_mpeg1 else 1152
     return math.inf
+
+
+def _count_mp3_samples(path: Path) -> int:
+    """Count the samples of an MP3 from frame to frame, as far as these follow each other; 0 for other layers than III.
+
+    libsndfile reads no further than its guess from the bit rate of the first frame, where the file holds no count.
+    """
+    n_samples = 0
+    with open(path, "rb") as file:
+        data = file.read()
+        place = _find_first_frame(file)
+    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] & 0xE6 == 0xE2:
+        version, bit_rate, rate = data[place + 1] >> 3 & 3, data[place + 2] >> 4, data[place + 2] >> 2 & 3
+        if not 0 < bit_rate < 15 or rate == 3:
+            break
+        is_mpeg1 = version == 3
+        kbps = (_MPEG1_KBPS if is_mpeg1 else _MPEG2_KBPS)[bit_rate - 1]
+        hz = (44100, 48000, 32000)[rate] // {3: 1, 2: 2}.get(version, 4)
+        frame = 1152 if is_mpeg1 else 576
+        place += 125 * frame * kbps // hz + (data[place + 2] >> 1 & 1)
+        n_samples += frame
+    return n_samples
+
+
+def _find_first_frame(file) -> int:
+    """Return where the first frame of an MP3 begins: behind its ID3 tags."""
+    file.seek(0)
+    while (head := file.read(10))[:3] == b"ID3":  # a size of 4 times 7 bits, without these 10 bytes
+        size = sum((byte & 0x7F) << 7 * (3 - k) for k, byte in enumerate(head[6:10]))
+        file.seek(size + 10 * bool(head[5] & 0x10), os.SEEK_CUR)  # the tag may end as it began
+    return file.tell() - len(head)
 
 
 @functools.lru_cache(maxsize=8)

@@ -48,6 +48,7 @@ from shared_utils.splits import (
 )
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+_SIDE_FOLDERS = {"train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing"}
 _ESC50_URL = "https://github.com/karolpiczak/ESC-50/archive/refs/heads/master.zip"
 _ESC50_COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file")
 _URBAN_COLUMNS = ("slice_file_name", "fsID", "start", "end", "salience", "fold", "classID", "class")
@@ -308,6 +309,9 @@ def load_folder(
         clips["source"] = _match_sources(clips["path"], source_pattern)
     elif "source" not in clips:
         clips["source"] = [_path_from(folder, file) for file in clips["path"]]
+    twins = _find_twins(clips["source"])
+    if twins:
+        print(f"Sources that differ in capitals only count as different: {_first(twins)}; rename them if they are one.")
     drawn = [column for column in ("split", "fold") if column not in clips]
     if "split" not in clips:
         clips["split"] = stratified_group_split(clips["class_name"], clips["source"], split, seed)
@@ -885,7 +889,8 @@ def _list_noise(folder: Path) -> list[Path]:
         raise FileNotFoundError(
             f"The noise folder {folder / _NOISE} is missing; unpack the data set again, or leave silence out."
         )
-    files = sorted(file for file in (folder / _NOISE).iterdir() if file.suffix.lower() in AUDIO_SUFFIXES)
+    listed = [file for file in (folder / _NOISE).iterdir() if not file.name.startswith(".")]  # macOS leaves ._*.wav
+    files = sorted(file for file in listed if file.suffix.lower() in AUDIO_SUFFIXES)
     if not files:
         raise FileNotFoundError(f"{folder / _NOISE} holds no recordings; unpack the data set again.")
     return files
@@ -1467,6 +1472,12 @@ def _read_clips_csv(csv: Path) -> pd.DataFrame:
             f"{len(missing):,} of the {len(clips):,} files listed in {csv} do not exist ({_first(missing)}); "
             "paths count from the folder of the CSV."
         )
+    again = clips.index[clips["path"].duplicated()]
+    if len(again):
+        raise ValueError(
+            f"{csv}, line {again[0]}: {clips['path'][again[0]]} stands there a second time (rows that repeat a file: "
+            f"{len(again):,}); keep one row, and one label, for each file."
+        )
     if "fold" in clips:
         clips["fold"] = _read_numbers(clips["fold"], csv)
     if "split" in clips:
@@ -1486,6 +1497,8 @@ def _list_class_folders(folder: Path) -> pd.DataFrame:
         for file in sorted(entry.rglob("*")) if entry.is_dir() else [entry]:
             if any(part.startswith(".") for part in file.relative_to(folder).parts):
                 ignored["hidden"] += file.is_file()
+            elif file.is_dir() and file.is_symlink() and file != entry:
+                ignored["linked folder"] += 1
             elif file.is_file() and file.suffix.lower() not in AUDIO_SUFFIXES:
                 ignored[file.suffix or "no suffix"] += 1
             elif file.is_file() and file == entry:
@@ -1501,6 +1514,11 @@ def _list_class_folders(folder: Path) -> pd.DataFrame:
     if not paths:
         raise ValueError(
             f"{folder} holds no recordings ({', '.join(AUDIO_SUFFIXES)}) in sub-folders; make one sub-folder a class."
+        )
+    if {name.casefold() for name in class_names} <= _SIDE_FOLDERS:
+        raise ValueError(
+            f"{folder} has sub-folders for sides ({', '.join(sorted(set(class_names)))}) and none for classes; "
+            "name one of them, or a CSV with the columns path, label, split that lists them all."
         )
     return pd.DataFrame({"path": paths, "class_name": class_names})
 
@@ -1570,6 +1588,15 @@ def _check_classes(clips: pd.DataFrame, path: Path) -> None:
     taken = sorted({"path", "text", "predicted"} & set(clips["class_name"]))
     if taken:
         raise ValueError(f"{path}: no class can be called {taken[0]}, as a column of the answers is; rename it.")
+    twins = _find_twins(clips["class_name"])
+    if twins:
+        raise ValueError(f"{path}: classes may not differ in capitals only, as {_first(twins)} do; give them one name.")
+
+
+def _find_twins(names: pd.Series) -> list[str]:
+    """Return those names that differ from another one in capitals only."""
+    unique = pd.Series(sorted(set(names)), dtype=str)
+    return unique[unique.str.casefold().duplicated(keep=False)].tolist()
 
 
 def _first(names: list[str]) -> str:

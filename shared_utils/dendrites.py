@@ -206,10 +206,15 @@ def fit_with_dendrites(
             if phase:
                 model.load_state_dict(before)
             raise
+        except KeyboardInterrupt:  # before the end of an epoch
+            if not phase:
+                raise
+            model.load_state_dict(before)
+            history.attrs["interrupted"] = True  # that of the phase before
+            break
         n_before = sum(map(len, histories))
         chosen = history.attrs["best_epoch"]
-        if len(history):  # nothing, not even columns, where it was stopped by hand before the end of an epoch
-            histories.append(history.assign(epoch=history["epoch"] + n_before, phase=phase, dendrites=n_dendrites))
+        histories.append(history.assign(epoch=history["epoch"] + n_before, phase=phase, dendrites=n_dendrites))
         if chosen == 0:  # stopped by hand before the first validation
             score = None
         else:
@@ -221,7 +226,7 @@ def fit_with_dendrites(
         best_score, best_epoch, n_kept = score, chosen + n_before * (chosen > 0), n_dendrites
         if history.attrs["interrupted"]:
             break
-    whole = pd.concat(histories, ignore_index=True) if histories else history
+    whole = pd.concat(histories, ignore_index=True)
     whole.attrs = history.attrs | {"best_epoch": best_epoch, "dendrites": n_kept}
     return whole
 

@@ -122,15 +122,17 @@ def summarise(predictions: pd.DataFrame, sources: np.ndarray, level: float = 0.9
     `sources` (clips,) names the recording or speaker of every clip. `mean` is over all of them, `sd` over the seeds
     (NaN for one seed, and where seeds were tested on different clips: an interrupted run), `low` and `high` are the
     interval of `bootstrap_interval` on each clip's share of right answers, so it holds for the seeds' average model on
-    other recordings of this kind. n_test counts clips.
+    other recordings of this kind, and `mean` lies in it. n_test counts clips.
     """
     by_seed = predictions.groupby("seed")["correct"].mean()
     by_clip = predictions.groupby("clip")["correct"].mean()
     low, high = bootstrap_interval(by_clip.to_numpy(), np.asarray(sources)[by_clip.index], level)
     same = predictions.groupby("clip")["seed"].nunique().eq(len(by_seed)).all()
+    mean = float(by_clip.mean())
     return {
-        "mean": float(by_clip.mean()), "sd": float(by_seed.std()) if same else math.nan, "seeds": len(by_seed),
-        "low": low, "high": high, "n_test": len(by_clip),
+        "mean": mean, "sd": float(by_seed.std()) if same else math.nan, "seeds": len(by_seed),
+        # an interval without width may be the mean in another rounding
+        "low": min(low, mean), "high": max(high, mean), "n_test": len(by_clip),
     }  # fmt: skip
 
 

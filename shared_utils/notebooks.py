@@ -77,16 +77,20 @@ def find_notebooks(only: str = "") -> list[Path]:
 def read_settings(text: str) -> dict[str, object]:
     """Return the settings in a text such as `EPOCHS=3 FOLDS=[1, 2] MODEL=conv`; a bare word is a string.
 
+    A comma behind a value is taken for one between settings, and 1e2 for a whole number.
+
     Raises ValueError for a part that is not NAME=value or whose value is half a Python literal.
     """
     settings, pieces = {}, re.split(r"(\s+(?=[A-Za-z_]\w*=))", text.strip()) if text.strip() else []
     while pieces:
         for n in range(1, len(pieces) + 1, 2):  # a text in quotes may hold what looks like the next setting
             part = "".join(pieces[:n])
-            name, equals, value = (piece.strip() for piece in part.partition("="))
+            name, equals, value = (piece.strip().removesuffix(",") for piece in part.partition("="))
             if not equals or not name.isidentifier():
                 raise ValueError(f"{part!r} is no setting; write NAME=value, several with a space between: A=3 B=1")
             settings[name] = _literal(value)
+            if isinstance(settings[name], float) and "e" in value and settings[name].is_integer():
+                settings[name] = int(settings[name])
             if settings[name] != value or not re.search(r"[\s\[\](){}'\"]", value):
                 break
         else:
@@ -100,7 +104,7 @@ def read_settings(text: str) -> dict[str, object]:
 
 
 def check_settings(path: Path, settings: dict[str, object]) -> None:
-    """Raise ValueError if one of `settings` is no setting of the notebook at `path`, or is a word for a number."""
+    """Raise ValueError where a setting is none of the notebook at `path`, or no number or list where that needs one."""
     import papermill
 
     known = papermill.inspect_notebook(path)
@@ -108,8 +112,8 @@ def check_settings(path: Path, settings: dict[str, object]) -> None:
         if name not in known:
             raise ValueError(f"{name} is no setting of {path.stem}; its settings are: {', '.join(known)}.")
         default = _literal(known[name]["default"])
-        is_word = isinstance(value, str) and isinstance(default, bool | int | float)
-        if is_word or (isinstance(default, list) and not isinstance(value, list)):
+        kinds = (bool | int | float | None, list)  # of a number, None may be the way to say "all"
+        if any(isinstance(default, kind) and not isinstance(value, kind) for kind in kinds if default is not None):
             raise ValueError(f"{name}={value} cannot be right: in {path.stem} it is a value such as {default}.")
 
 
@@ -269,7 +273,8 @@ def publish(only: str = "", data_dir: str = "") -> int:
     data, nor from a notebook that failed.
 
     Each notebook runs in a copy of the repository, so that other runs at the same time, or a change of the code, do not
-    mix in. Its run folders and executed/<notebook>_results.ipynb are kept, however it ends.
+    mix in. Its run folders, executed/<notebook>_results.ipynb and, beside that, <notebook>_figures with the deck and
+    the tables are kept, however it ends.
     """
     if not data_dir:
         raise ValueError("Published results come from real data: name its folder, DATA_DIR=path/to/data.")
@@ -455,6 +460,10 @@ def _run_and_publish(path: Path, values: dict, data_dir: str) -> dict:
             if output.is_file():
                 text = output.read_text(encoding="utf-8").replace(str(copy), str(ROOT))
                 _write_text(executed / f"{path.stem}_results.ipynb", text)
+            drawn = copy / "figures" / path.stem
+            if drawn.is_dir():  # not into the repository's figures/, where those of other settings lie
+                with _replace_folder(executed / f"{path.stem}_figures") as new:
+                    shutil.copytree(drawn, new, dirs_exist_ok=True)
         if result["status"] == "ok":
             try:
                 print(_publish_result(path, result | {"runs": runs}, data_dir))

@@ -1049,15 +1049,16 @@ def plot_runs(
         for row in intervals.itertuples():
             if row.model not in models:
                 raise ValueError(f"There is an interval of {row.model!r} but no run; there are {', '.join(models)}.")
-            # a mean over seeds and a bound over clips may be the same number, rounded differently
-            if not row.low - 1e-9 <= row.mean <= row.high + 1e-9:
+            if not row.low <= row.mean <= row.high:
                 raise ValueError(f"In an interval low <= mean <= high must hold; see {row.model!r}.")
-            places[row.model] = (100 * row.mean, 100 * min(row.low, row.mean), 100 * max(row.high, row.mean))
+            places[row.model] = (100 * row.mean, 100 * row.low, 100 * row.high)
     fig = _figure(title)
     ax = fig.subplots()
     run_colour, interval_colour = COLOURS[:2]
     bar = {"elinewidth": 3, "capsize": 6, "capthick": 2.5}
     crowded = len(models) > 9
+    references = {name: 100 * value for name, value in (references or {}).items()}
+    drawn = [*(100 * values["accuracy"]), *np.ravel(list(places.values())), *references.values()]
     for index, (model, accuracies) in enumerate(models.items()):
         accuracies = 100 * accuracies.to_numpy()
         y = index - 0.22 if model in places else index
@@ -1066,6 +1067,7 @@ def plot_runs(
         ax.plot(accuracies, y + spread, "o", color=run_colour, zorder=3, alpha=0.75, **DOT)
         if len(accuracies) > 1:
             sd = accuracies.std(ddof=1)
+            drawn += [mean - sd, mean + sd]
             text = f"{mean:.1f} ± {sd:.1f} ({len(accuracies)} runs)"
             ax.errorbar(mean, y, xerr=sd, color=INK, fmt="|", markersize=16, markeredgewidth=3, zorder=4, **bar)
         if model in places:
@@ -1084,8 +1086,6 @@ def plot_runs(
         ax.axhline(edge - 0.5, color="#d0d0d0", linewidth=1)
     ax.tick_params(axis="y", length=0)
     ax.grid(True, axis="x")
-    references = {name: 100 * value for name, value in (references or {}).items()}
-    drawn = [*(100 * values["accuracy"]), *np.ravel(list(places.values())), *references.values()]
     pad = max(0.3, 0.05 * np.ptp(drawn))
     ax.set_xlim(max(min(drawn) - pad, -1), min(max(drawn) + pad, 101))
     marks = {
@@ -1948,7 +1948,8 @@ def _tick(value: float, _=None) -> str:
             return f"{value / size:g}{unit}"
     if value == 0 or abs(value) >= 1e-3:
         return f"{value:g}"
-    digits, exponent = f"{value:.0e}".split("e")
+    digits, exponent = f"{value:.2e}".split("e")
+    digits = f"{float(digits):g}"
     power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return power if digits == "1" else f"{digits}·{power}"
 
@@ -2123,4 +2124,6 @@ def _cell(value) -> str:
         return "–"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.3f}" if abs(value) >= 5e-4 or value == 0 else f"{value:.1e}"
+    if 5e-4 <= abs(value) < 0.01:  # a learning rate: 0.0015 is not 0.002
+        return f"{value:.3g}"
+    return f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.1e}"

@@ -115,7 +115,8 @@ def save_run(
         "preprocessing": preprocessing, "class_names": list(class_names), "metrics": metrics, "data": data or {},
         "model": {"class": type(model).__name__, "arguments": model_arguments or {}},
         "best_epoch": history.attrs.get("best_epoch"), "device": history.attrs.get("device") or name_device(device),
-        "precision": history.attrs.get("precision"), "versions": read_versions(), "publish_as": publish_as,
+        "precision": history.attrs.get("precision"), "interrupted": bool(history.attrs.get("interrupted")),
+        "versions": read_versions(), "publish_as": publish_as,
     }  # fmt: skip
     record = {name: to_plain(name, value) for name, value in record.items()}
     files = {"run.json": to_json(record), "model.py": model_source(type(model), notebook)}
@@ -183,12 +184,14 @@ def _read_predictions(path: Path) -> pd.DataFrame:
 def find_run(notebook: str, data: dict, class_names: list[str], folder: str | os.PathLike = "models") -> Run | None:
     """Return the newest run of `notebook` on this data set with these classes that kept its predictions, or None.
 
-    `data` is {"data_set": name, "demo": True or False}, as in the attrs of a table of clips. A run that cannot be read
-    is named in a printed line and left out.
+    `data` is {"data_set": name, "demo": True or False}, as in the attrs of a table of clips. Where the notebook has no
+    such run of its own, its published weights may be one. A run that cannot be read is named in a printed line and left
+    out.
     """
-    for run, record, _ in _readable_runs(notebook, folder):
+    for run, record, _ in _readable_runs([*_run_folders(notebook, folder), *_published_folders(folder)]):
         same = {name: record["data"].get(name) for name in ("data_set", "demo")} == data
-        if same and record["class_names"] == list(class_names) and (run / "predictions.csv").is_file():
+        same = same and record["notebook"] == notebook and record["class_names"] == list(class_names)
+        if same and (run / "predictions.csv").is_file():
             try:
                 return load_run(run)
             except (ValueError, OSError) as error:
@@ -353,9 +356,9 @@ def export_onnx(
 def compare_runs(notebook: str, folder: str | os.PathLike = "models") -> pd.DataFrame:
     """Return a row a run of `notebook`, newest first: created, data, epochs, metrics, and the settings that differ.
 
-    Where runs have a name (`name_run`) it comes first. Where at least two can be compared, `delta` is how many points a
-    run is away from the best one on the same data: see `read_runs`. A run that cannot be read is named in a printed
-    line and left out.
+    `epochs` tells which were stopped by hand. Where runs have a name (`name_run`) it comes first. Where at least two
+    can be compared, `delta` is how many points a run is away from the best one on the same data: see `read_runs`. A run
+    that cannot be read is named in a printed line and left out.
     """
     runs, problems = read_runs(notebook, folder)
     for problem in problems:
@@ -367,7 +370,8 @@ def compare_runs(notebook: str, folder: str | os.PathLike = "models") -> pd.Data
     for run in runs:
         data_set = f"{run['data'].get('data_set', '')}{' (demo data)' if run['data'].get('demo') else ''}"
         row = {"name": run["name"]} if has_names else {}
-        row |= {"created": run["created"], "data": data_set, "epochs": len(run["history"])}
+        epochs = f"{len(run['history'])}, stopped" if run.get("interrupted") else len(run["history"])
+        row |= {"created": run["created"], "data": data_set, "epochs": epochs}
         row |= {name: value for name, value in run["metrics"].items() if isinstance(value, int | float)}
         if has_deltas:
             row["delta"] = math.nan if run["delta"] is None else round(run["delta"], 2)
@@ -388,8 +392,7 @@ def read_runs(notebook: str | None, folder: str | os.PathLike = "models") -> tup
     - delta: points to the best run of its group, 0 for the best; None where there is nothing to compare it with.
     """
     runs, problems = [], []
-    published = sorted(file.parent for file in resolve_path(folder).glob("[!.]*/run.json"))
-    for path in published if notebook is None else _run_folders(notebook, folder):
+    for path in _published_folders(folder) if notebook is None else _run_folders(notebook, folder):
         try:
             record, history = _read_run(path)
             runs.append(record | {"folder": path, "history": history, "results": _read_results(path)})
@@ -431,7 +434,7 @@ def load_histories(notebook: str, last: int = 8, folder: str | os.PathLike = "mo
     A name is the one that `name_run` gave, or the settings in which these runs differ, with the time of the run where
     they do not.
     """
-    runs = list(itertools.islice(_readable_runs(notebook, folder), last))
+    runs = list(itertools.islice(_readable_runs(_run_folders(notebook, folder)), last))
     differing = differing_settings([record for _, record, _ in runs])
     names = []
     for _, record, _ in runs:
@@ -516,6 +519,11 @@ def _run_folders(notebook: str | os.PathLike, folder: str | os.PathLike) -> list
     return sorted(runs, reverse=True)
 
 
+def _published_folders(folder: str | os.PathLike) -> list[Path]:
+    """Return the folders of published weights, by name."""
+    return sorted(file.parent for file in resolve_path(folder).glob("[!.]*/run.json"))
+
+
 def _read_run(run: Path) -> tuple[dict, pd.DataFrame]:
     """Return run.json and the history of a run folder."""
     for name in ("run.json", "history.csv"):
@@ -553,9 +561,9 @@ def _read_results(run: Path) -> list[dict]:
     return rows
 
 
-def _readable_runs(notebook: str | os.PathLike, folder: str | os.PathLike) -> Iterator[tuple[Path, dict, pd.DataFrame]]:
-    """Yield folder, run.json and history, newest first; name those that cannot be read in a printed line each."""
-    for run in _run_folders(notebook, folder):
+def _readable_runs(runs: list[Path]) -> Iterator[tuple[Path, dict, pd.DataFrame]]:
+    """Yield folder, run.json and history of each; name those that cannot be read in a printed line each."""
+    for run in runs:
         try:
             yield run, *_read_run(run)
         except (ValueError, OSError) as error:

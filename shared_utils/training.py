@@ -203,7 +203,8 @@ def fit(
 
     Raises FloatingPointError with epoch, step and learning rate when the loss is no longer finite, RuntimeError with
     the settings to change when a step runs out of memory (the model holds its best weights so far, if there are any).
-    Ctrl-C ends the training early with the best weights and the history so far; under torchrun it ends the program.
+    Ctrl-C ends the training early with the best weights and the history so far; before the end of the first epoch there
+    are none, and it is raised; under torchrun it ends the program.
     """
     given = dict(locals())
     if len(train) < 2 or epochs < 1 or batch_size < 1 or evaluate_every < 1:
@@ -256,7 +257,7 @@ def fit(
         state, best_weights = _load_checkpoint(resume_from, model, averaged, optimizer_, arguments, device)
     state |= {"device": name_device(device), "precision": str(precision).removeprefix("torch.")}
 
-    table = EpochTable(epochs, steps_per_epoch, evaluate_every, progress and is_main, title)
+    table = EpochTable(epochs, steps_per_epoch, evaluate_every, progress and is_main, title, done=state["epoch"])
     interrupted = False
     try:
         for epoch in range(state["epoch"] + 1, epochs + 1):
@@ -355,6 +356,7 @@ def fit(
             model.load_state_dict(averaged.state_dict())
         model.eval()
         table.close(state["best_epoch"], interrupted)
+    _check_interruption(state, interrupted)
     return make_history(state, interrupted)
 
 
@@ -441,8 +443,13 @@ def cross_validate(
         histories: (seed, fold) -> history of `fit`. model: the first trained model.
     Ctrl-C ends it with the rounds so far, the last with its best weights so far; before there are any, it is raised.
     Raises ValueError, before anything is trained, where a round's training, validation or test clips lack a class, or
-    share one.
+    share one, for `clips` of another length than `dataset`, and for a checkpoint of `fit`: it belongs to one round.
     """
+    for name in ("checkpoint", "resume_from"):
+        if fit_arguments.get(name) is not None:  # the next round would begin with a model that knows its test clips
+            raise ValueError(f"{name} belongs to one training, and a cross-validation is many; leave it out.")
+    if len(dataset) != len(clips):
+        raise ValueError(f"{len(dataset):,} clips are in the data set and {len(clips):,} in the table; make it anew.")
     if split is not None and val_fold is not None:
         raise ValueError(f"Both split and val_fold={val_fold} would choose the validation clips; give one of them.")
     folds = None if folds is None else list(folds)
@@ -469,18 +476,22 @@ def cross_validate(
     rows, predictions, histories, first_model = [], [], {}, None
     for number, ((seed, fold), (train, val, test)) in enumerate(zip(rounds, sides, strict=True), 1):
         train_set, val_set, test_set = (Subset(dataset, indices.tolist()) for indices in (train, val, test))
-        seed_everything(seed)
-        model = make_model()
         title = f"test fold {fold}, seed {seed} ({number} of {len(rounds)})"
         watched = {"watch": {"test": test_set}, "views": views, "title": title}
-        history = trainer(model, train_set, val_set, **watched, **fit_arguments)
-        if history.attrs["best_epoch"] == 0:  # stopped by hand before the first validation
-            if rows:
-                break
-            raise KeyboardInterrupt(f"stopped before the first validation of {title}")
+        try:
+            seed_everything(seed)
+            model = make_model()
+            history = trainer(model, train_set, val_set, **watched, **fit_arguments)
+            if history.attrs["best_epoch"] == 0:
+                raise KeyboardInterrupt(f"stopped before the first validation of {title}")
+            result = judge(model, test_set, views=views, **places)
+        except KeyboardInterrupt:
+            if not rows:
+                raise
+            print(f"Stopped by hand: {len(rows)} of {len(rounds)} rounds.")
+            break
         first_model = model if first_model is None else first_model
         histories[seed, int(fold)] = history
-        result = judge(model, test_set, views=views, **places)
         best = history.set_index("epoch").loc[history.attrs["best_epoch"]]
         rows.append({
             "seed": seed, "fold": int(fold),
@@ -684,12 +695,19 @@ def move_batch(batch, device: torch.device):
         return {name: move_batch(value, device) for name, value in batch.items()}
     if isinstance(batch, tuple | list):
         return tuple(move_batch(value, device) for value in batch)
-    return batch.to(device, non_blocking=True)
+    # elsewhere than on CUDA the copy may begin when the batch, which nothing else holds, is gone
+    return batch.to(device, non_blocking=device.type == "cuda")
 
 
 def put_on_device(dataset, device: torch.device):
     """Put the whole data set on a GPU where it can be, so that a batch is gathered there instead of copied."""
     return dataset.to(device) if device.type == "cuda" and hasattr(dataset, "to") else dataset
+
+
+def _check_interruption(state: dict, interrupted: bool) -> None:
+    """Let a loop over models stop where one of them has learnt nothing, instead of taking it for trained."""
+    if interrupted and not state["rows"]:
+        raise KeyboardInterrupt("stopped before the end of the first epoch; there is nothing to keep")
 
 
 def make_history(state: dict, interrupted: bool) -> pd.DataFrame:
@@ -771,6 +789,7 @@ def _fit_in_processes(given: dict) -> pd.DataFrame:
         model.eval()
     if failure is not None:
         raise failure
+    _check_interruption(state, interrupted)
     return make_history(state, interrupted)
 
 
@@ -808,8 +827,11 @@ def _update_average(averaged: nn.Module, model: nn.Module, decay: float) -> None
 class EpochTable:
     """Progress: a table of epochs that stays and one plain bar that goes; text only, so a saved notebook keeps it."""
 
-    def __init__(self, epochs: int, steps_per_epoch: int, evaluate_every: int, visible: bool, title: str):
+    def __init__(
+        self, epochs: int, steps_per_epoch: int, evaluate_every: int, visible: bool, title: str, done: int = 0
+    ):
         self.epochs, self.steps_per_epoch, self.visible = epochs, steps_per_epoch, visible
+        self.share_before = done / epochs  # of a resumed training: the time for that was not measured here
         self.lines = [title] if title else []
         self.lines += [f"{'epoch':>7} {'lr':>9} {'train loss':>11} {'train acc':>10} {'val loss':>9} {'val acc':>8}"]
         # twenty rows say as much as three hundred
@@ -831,7 +853,7 @@ class EpochTable:
             return
         self.shown = now
         share = (epoch - 1 + step / self.steps_per_epoch) / self.epochs
-        left = (now - self.started) / share * (1 - share)
+        left = (now - self.started) / (share - self.share_before) * (1 - share)
         bar = "█" * round(30 * share) + "·" * (30 - round(30 * share))
         bar = f"{bar} epoch {epoch} of {self.epochs}{self.best}, {left // 60:.0f} min {left % 60:02.0f} s left"
         if self.handle is not None:

@@ -168,6 +168,58 @@ def test_an_mp3_that_does_not_say_how_long_it_is_is_not_cut_off(tmp_path):
 
 @pytest.mark.parametrize("rate", [8000, 16000, 44100])  # frames of MPEG-2.5, MPEG-2 and MPEG-1
 @pytest.mark.parametrize("channels", [1, 2])
+def test_an_mp3_that_is_longer_than_it_says_is_refused(tmp_path, rate, channels):
+    loud_first = np.random.default_rng(0).uniform(-0.9, 0.9, (12 * rate, channels))
+    loud_first[rate:] *= 0.001  # many bytes, then few: the guess from the first is far too low
+    path = write(tmp_path / "a.mp3", loud_first, rate, bitrate_mode="VARIABLE", compression_level=0.3)
+    content = (tmp_path / "a.mp3").read_bytes()
+    assert abs(audio._count_mp3_samples(tmp_path / "a.mp3") - 12 * rate) < 4 * 1152
+    second = content.index(content[:2], content.index(b"Xing"))
+    tag = b"ID3\x04\0\0" + bytes([0, 0, 7, 104]) + bytes(1000)
+    (tmp_path / "a.mp3").write_bytes(tag + content[second:])  # without the frame that gives the number of frames
+    assert soundfile.info(path).frames < 11.5 * rate
+    with pytest.raises(ValueError, match="a.mp3 cannot be used: it is longer than it says, an MP3 of changing bit"):
+        read_audio(path)
+    with pytest.raises(ValueError, match="a.mp3: it is longer than it says"):
+        decode_one(path, rate, 12, cache_dir=tmp_path)
+    with pytest.raises(ValueError, match="a.mp3: it is longer than it says"):
+        decode(table(path).assign(clip_start=11.8), rate, 0.1, cache_dir=tmp_path, progress=False)
+    assert decode_one(path, rate, 0.5, cache_dir=tmp_path).any()  # what is known of it suffices
+
+
+def test_a_flac_without_a_length_is_refused(tmp_path, noise):
+    path = write(tmp_path / "a.flac", noise)
+    content = bytearray((tmp_path / "a.flac").read_bytes())
+    content[21] &= 0xF0  # 36 bits of STREAMINFO: what an encoder that writes to a pipe cannot know
+    content[22:26] = bytes(4)
+    (tmp_path / "a.flac").write_bytes(content)
+    with pytest.raises(ValueError, match="its header does not say how long it is; save it anew"):
+        read_audio(path)
+    with pytest.raises(ValueError, match="a.flac: its header does not say how long it is"):
+        decode_one(path, 16000, 0.1, cache_dir=tmp_path)
+
+
+def test_a_file_that_could_not_be_opened_is_tried_again(tmp_path, noise, monkeypatch, capsys):
+    clips = table(write(tmp_path / "a.wav", noise), write(tmp_path / "b.wav", noise))
+    arguments = {"on_error": "skip", "cache_dir": tmp_path / "cache", "progress": False}
+    whole = audio._read
+
+    def locked(path, *more):
+        if path.name == "b.wav":
+            raise PermissionError(13, "Permission denied")
+        return whole(path, *more)
+
+    monkeypatch.setattr(audio, "_read", locked)
+    waveforms, kept = decode(clips, 16000, 1.0, **arguments)
+    assert len(waveforms) == len(kept) == 1
+    assert "b.wav: it cannot be opened (Permission denied)" in capsys.readouterr().out
+    monkeypatch.setattr(audio, "_read", whole)  # neither size nor time of the file has changed
+    waveforms, kept = decode(clips, 16000, 1.0, **arguments)
+    assert len(waveforms) == len(kept) == 2
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])  # frames of MPEG-2.5, MPEG-2 and MPEG-1
+@pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
 def test_an_mp3_is_whole_or_cut_off_by_the_frames_that_it_counts(tmp_path, rate, channels, mode):
     seconds = np.random.default_rng(0).uniform(-0.5, 0.5, (3 * rate // 2 + 5, channels))

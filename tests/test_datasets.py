@@ -214,10 +214,45 @@ def test_load_folder_says_what_it_leaves_out(tmp_path, capsys):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"")
     (folder / "fish").mkdir()
+    (folder / "cat" / "more").symlink_to(make_folder(tmp_path / "others"))
     assert len(load_folder(folder)) == 20
     out = capsys.readouterr().out
     assert "sub-folder fish" in out
-    assert "Ignored 6 files in sounds" in out and "2 .jpg, 1 .txt, 2 hidden, 1 in no sub-folder" in out
+    kinds = "2 .jpg, 1 .txt, 2 hidden, 1 in no sub-folder, 1 linked folder"
+    assert "Ignored 7 files in sounds" in out and kinds in out
+
+
+def test_folders_of_sides_are_no_classes(tmp_path):
+    make_folder(tmp_path / "sounds" / "train")
+    make_folder(tmp_path / "sounds" / "Test", classes=("cat", "dog", "train"))
+    with pytest.raises(ValueError, match=r"sub-folders for sides \(Test, train\) and none for classes; name one"):
+        load_folder(tmp_path / "sounds")
+    assert set(load_folder(tmp_path / "sounds" / "Test")["class_name"]) == {"cat", "dog", "train"}
+
+
+def test_names_that_differ_in_capitals_only_are_seen(tmp_path, capsys):
+    folder = make_folder(tmp_path / "sounds", n_takes=1)
+    (folder / "cat" / "cat0_take0.wav").rename(folder / "cat" / "CAT0_take1.wav")
+    (folder / "dog" / "dog0_take0.wav").rename(folder / "dog" / "cat0_take2.wav")
+    load_folder(folder, source_pattern=r"^(.+?)_")
+    assert "Sources that differ in capitals only count as different: CAT0, cat0; rename" in capsys.readouterr().out
+    load_folder(folder)
+    assert "capitals" not in capsys.readouterr().out
+    rows = [f"{path.parent.name}/{path.name},{path.parent.name}" for path in sorted(folder.glob("*/*.wav"))]
+    csv = folder / "t.csv"
+    csv.write_text("\n".join(["path,label", *rows]).replace(",dog", ",Dog", 3))
+    with pytest.raises(ValueError, match="t.csv: classes may not differ in capitals only, as Dog, dog do"):
+        load_folder(csv)
+
+
+@pytest.mark.parametrize("label", ["cat", "dog"])
+def test_a_csv_names_a_file_once(tmp_path, label):
+    folder = make_folder(tmp_path / "sounds", n_takes=1)
+    rows = [f"{path.parent.name}/{path.name},{path.parent.name}" for path in sorted(folder.glob("*/*.wav"))]
+    csv = folder / "t.csv"
+    csv.write_text("\n".join(["path,label", *rows, f"./cat/cat3_take0.wav,{label}"]))
+    with pytest.raises(ValueError, match=r"t.csv, line 22: .*cat3_take0.wav stands there a second time .*: 1\)"):
+        load_folder(csv)
 
 
 @pytest.mark.parametrize("name", ["path", "predicted"])

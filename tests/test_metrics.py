@@ -143,6 +143,15 @@ def test_summary_of_two_seeds_by_hand():
     assert np.isnan(metrics.summarise(predictions.query("seed == 0"), sources)["sd"])
 
 
+@pytest.mark.parametrize(("n_clips", "n_sources"), [(10, 3), (15, 3), (50, 5)])
+def test_summary_lies_in_an_interval_without_width(n_clips, n_sources):
+    clips = np.arange(n_clips)  # each right with one seed of three: every resample gives a third, rounded its own way
+    parts = [pd.DataFrame({"seed": seed, "fold": 1, "clip": clips, "correct": seed == 0}) for seed in range(3)]
+    summary = metrics.summarise(pd.concat(parts), clips % n_sources)
+    assert summary["low"] <= summary["mean"] <= summary["high"]
+    assert summary["high"] - summary["low"] < 1e-15
+
+
 def test_summary_of_an_interrupted_run_lies_in_its_own_interval():
     clips = np.arange(100)
     predictions = pd.DataFrame({"seed": 0, "fold": 1, "clip": clips, "correct": clips % 5 > 1})

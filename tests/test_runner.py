@@ -70,6 +70,8 @@ def house(tmp_path, monkeypatch) -> Path:
     [
         ("", {}),
         ("EPOCHS=3 SEED=1", {"EPOCHS": 3, "SEED": 1}),
+        ("EPOCHS=3, DEVICE=cpu, FOLDS=[1, 2], SEED=1", {"EPOCHS": 3, "DEVICE": "cpu", "FOLDS": [1, 2], "SEED": 1}),
+        ("EPOCHS=1e2 LR=1e-3 SECONDS=2.0", {"EPOCHS": 100, "LR": 0.001, "SECONDS": 2.0}),
         ("  LR=1e-3   FOLDS=[1, 2] MODEL=conv ", {"LR": 0.001, "FOLDS": [1, 2], "MODEL": "conv"}),
         ("CLIP=../my/dog-1.wav NAMES=('a', 'b c')", {"CLIP": "../my/dog-1.wav", "NAMES": ("a", "b c")}),
         ("TEXT='lr=3 or B=4' SEED=1", {"TEXT": "lr=3 or B=4", "SEED": 1}),
@@ -95,6 +97,7 @@ def test_run_refuses_wrong_requests_before_anything_runs(house, capsys):
     for arguments, words in [
         (["run", "--set", "EPOCHS=3"], "EPOCHS is no setting of tiny; its settings are: SEED, RATES, DATA_DIR, FAST"),
         (["run", "--set", "SEED=one"], "SEED=one cannot be right"),
+        (["run", "--set", "SEED=1,5"], "SEED=(1, 5) cannot be right"),
         (["run", "--set", "FAST=false"], "FAST=false cannot be right"),
         (["run", "--set", "RATES=0.5"], "RATES=0.5 cannot be right"),
         (["run", "--only", "tinny"], "no notebook called 'tinny'; there is: tiny, other"),
@@ -190,7 +193,8 @@ def test_results_replace_the_rows_figures_and_weights_of_their_notebook(house, p
         assert (weights / name).read_bytes() == (runs / "20260101-000003-0123abcd" / name).read_bytes()
     assert (weights / "weights.safetensors").read_text() == "weights 3"
 
-    assert names_in(house / "executed") == ["tiny_results.ipynb"]  # the copy of the repository is gone
+    assert names_in(house / "executed") == ["tiny_figures", "tiny_results.ipynb"]  # the copy of the repository is gone
+    assert {"01_curve.png", "01_curve.svg"} <= set(names_in(house / "executed" / "tiny_figures"))
     executed = nbformat.read(house / "executed" / "tiny_results.ipynb", as_version=4)
     assert executed.cells[3].outputs[0].text == f"saved in {runs / '20260101-000003-0123abcd'}\n"
     assert names_in(house / "figures" / "tiny") == ["02_other.png"] and os.environ["PYTHONPATH"] == ""
@@ -221,7 +225,7 @@ def test_a_run_that_may_not_be_published_is_kept(house, published, capsys, chang
     assert {file: file.read_bytes() for file in files} == before
     assert names_in(published / "tiny") == ["old_name.png"]
     assert (house / "models" / "tiny" / "20260101-000004-0123abcd" / "weights.safetensors").read_text() == "weights 3"
-    assert names_in(house / "executed") == ["tiny_results.ipynb"]
+    assert names_in(house / "executed") == ["tiny_figures", "tiny_results.ipynb"]
 
 
 def test_the_table_in_a_readme_is_made_from_the_results(tmp_path):

@@ -319,6 +319,21 @@ def test_the_newest_run_on_the_same_data_and_classes_is_found(save, tmp_path):
     assert find_run("other", real, CLASSES, tmp_path) is None
 
 
+def test_published_weights_stand_in_where_the_notebook_has_no_run_on_the_data(save, tmp_path):
+    real, demo = {"data_set": "ESC-10", "demo": False}, {"data_set": "ESC-10", "demo": True}
+    published = tmp_path / "words"
+    shutil.copytree(save(data=real, predictions=PREDICTIONS), published)
+    shutil.rmtree(tmp_path / "tiny")
+    assert find_run("tiny", real, CLASSES, tmp_path).folder == published
+    assert find_run("tiny", demo, CLASSES, tmp_path) is None
+    assert find_run("tiny", real, CLASSES[::-1], tmp_path) is None
+    assert find_run("other", real, CLASSES, tmp_path) is None  # the weights of another notebook
+    save(data=demo, predictions=PREDICTIONS)
+    assert find_run("tiny", real, CLASSES, tmp_path).folder == published
+    own = save(data=real, predictions=PREDICTIONS)
+    assert find_run("tiny", real, CLASSES, tmp_path).folder == own
+
+
 def test_a_damaged_run_does_not_hide_an_older_one(save, tmp_path, capsys):
     data = {"data_set": "everyday sounds", "demo": True}
     wanted, broken = save(predictions=PREDICTIONS), save(predictions=PREDICTIONS)
@@ -348,6 +363,15 @@ def test_comparison_shows_only_the_settings_that_differ(save, tmp_path, capsys):
     assert table["LR"].tolist() == [0.01, 0.001] and table["epochs"].tolist() == [3, 3]
     assert table["data"].tolist() == ["everyday sounds (demo data)"] * 2
     assert compare_runs("nothing", folder=tmp_path).empty
+
+
+def test_a_run_that_was_stopped_by_hand_says_so(save, tmp_path):
+    stopped = make_history()
+    stopped.attrs["interrupted"] = True
+    run = save(history=stopped)
+    save()
+    assert json.loads((run / "run.json").read_text())["interrupted"] is True
+    assert compare_runs("tiny", folder=tmp_path)["epochs"].tolist() == [3, "3, stopped"]
 
 
 def test_histories_are_named_after_what_differs(save, tmp_path):

@@ -612,6 +612,12 @@ def test_bad_input_is_named(release, damage, error, message):
         load_speech_commands(release)
 
 
+def test_what_macos_leaves_beside_the_noise_is_not_read(release):
+    expected = load_speech_commands(release)
+    (release / "_background_noise_" / "._pink.wav").write_bytes(b"Mac OS X")
+    pd.testing.assert_frame_equal(load_speech_commands(release), expected)
+
+
 def test_a_missing_noise_folder_is_no_matter_without_silence(release):
     shutil.rmtree(release / "_background_noise_")
     assert len(load_speech_commands(release, silence=False)) == 156 - 13

@@ -57,6 +57,22 @@ def test_recurrent_models_have_the_reference_s_size(recurrent, name, n_classes, 
         assert model(torch.randn(2, 16000)).shape == (2, n_classes)
 
 
+@pytest.mark.parametrize("name", ["CRNN2d", "CRNNAttention"])
+def test_the_convolutions_of_a_crnn_get_gradients_laid_out_like_their_output(recurrent, monkeypatch, name):
+    torch.manual_seed(0)
+    model = recurrent[name](12).eval()  # no masks: twice the same
+    waveforms, gradients = torch.randn(2, 16000), []
+    model.conv[-1].register_full_backward_pre_hook(lambda module, arriving: gradients.append(arriving[0]))
+    for turn_off in (False, True):
+        if turn_off:
+            monkeypatch.setitem(type(model).forward.__globals__, "channels_last_gradient", lambda x: x)
+        model(waveforms).logsumexp(1).sum().backward()
+    ours, plain = gradients
+    assert torch.equal(ours, plain) and ours.abs().max() > 0
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    assert not plain.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_the_recurrent_models_see_the_reference_s_number_of_steps(recurrent):
     waveforms = torch.randn(1, 16000)
     assert recurrent["GRU1d"](30).front_end(waveforms).shape == (1, 40, 40)

@@ -545,10 +545,72 @@ def test_an_interrupted_cross_validation_keeps_what_is_done(data):
     n_done = len(part["folds"])
     assert 1 <= n_done < 5 and part["folds"]["test_accuracy"][0] == whole["folds"]["test_accuracy"][0]
     Impatient.left = 1
-    with pytest.raises(KeyboardInterrupt, match="before the first validation of test fold 1, seed 0"):
+    with pytest.raises(KeyboardInterrupt, match="before the end of the first epoch"):
         cross_validate(Net, Impatient(inputs, targets), clips, **arguments)
+    Impatient.left = 5  # the second of three epochs, of which only the last is validated
+    with pytest.raises(KeyboardInterrupt, match="before the first validation of test fold 1, seed 0"):
+        cross_validate(Net, Impatient(inputs, targets), clips, **arguments | {"epochs": 3, "evaluate_every": 3})
     with pytest.raises(ValueError, match="nothing to cross-validate"):
         cross_validate(Net, ArrayDataset(inputs, targets), clips, seeds=[], **arguments)
+
+
+@pytest.mark.parametrize("where", ["make_model", "evaluate"])
+def test_ctrl_c_between_two_trainings_keeps_the_rounds_before(data, monkeypatch, capsys, where):
+    n_calls = 0
+
+    def stop_at(number, function):
+        def call(*arguments, **settings):
+            nonlocal n_calls
+            n_calls += 1
+            if n_calls == number:
+                raise KeyboardInterrupt
+            return function(*arguments, **settings)
+
+        return call
+
+    clips = pd.DataFrame({"fold": np.arange(66) // 3 % 5 + 1})
+    arguments = {"epochs": 1, "batch_size": 16, "device": "cpu", "progress": False}
+    whole = cross_validate(Net, ArrayDataset(*data), clips, **arguments)
+    make_model = Net
+    if where == "make_model":
+        make_model = stop_at(3, Net)
+    else:  # a round evaluates validation clips, test clips as watched, and test clips
+        monkeypatch.setattr(training, "evaluate", stop_at(9, training.evaluate))
+    part = cross_validate(make_model, ArrayDataset(*data), clips, **arguments)
+    assert part["folds"]["test_accuracy"].tolist() == whole["folds"]["test_accuracy"].tolist()[:2]
+    assert list(part["histories"]) == [(0, 1), (0, 2)] and len(part["predictions"]) < len(whole["predictions"]) / 2
+    assert "Stopped by hand: 2 of 5 rounds." in capsys.readouterr().out
+
+
+def test_ctrl_c_before_there_is_an_epoch_is_raised(sets):
+    train_set, val_set = sets
+
+    class Interrupted(ArrayDataset):
+        def __getitems__(self, indices):
+            if len(indices) > 2:  # two clips tell the number of classes before the training begins
+                raise KeyboardInterrupt
+            return super().__getitems__(indices)
+
+    with pytest.raises(KeyboardInterrupt, match="before the end of the first epoch; there is nothing to keep"):
+        train((Interrupted(*train_set.__getitems__(range(45))), val_set))
+
+
+def test_a_cross_validation_takes_no_checkpoint_and_no_other_table(data, tmp_path):
+    clips = pd.DataFrame({"fold": np.arange(66) // 3 % 5 + 1})
+    arguments = {"epochs": 1, "batch_size": 16, "device": "cpu", "progress": False}
+    for name in ("checkpoint", "resume_from"):
+        with pytest.raises(ValueError, match=f"{name} belongs to one training, and a cross-validation is many"):
+            cross_validate(Net, ArrayDataset(*data), clips, **arguments | {name: tmp_path / "c.safetensors"})
+    with pytest.raises(ValueError, match="66 clips are in the data set and 65 in the table"):
+        cross_validate(Net, ArrayDataset(*data), clips[:65], **arguments)
+
+
+def test_batches_go_to_other_devices_than_cuda_before_they_are_gone(monkeypatch):
+    given = []
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device, **how: given.append((str(device), how)) or tensor)
+    for device in ("cuda", "mps", "cpu"):
+        training.move_batch((torch.zeros(1), {"tokens": torch.zeros(1)}), torch.device(device))
+    assert [how["non_blocking"] for _, how in given] == [True, True, False, False, False, False]
 
 
 def test_parameters_are_counted():
@@ -752,3 +814,5 @@ def test_the_bar_says_how_far_it_is_what_is_best_and_how_long_it_takes(monkeypat
     assert [line.split()[0] for line in printed.out.splitlines()] == ["1", "2"] and printed.out.count("*") == 1
     assert bar(3, 5, 75.0) == "█" * 19 + "·" * 11 + " epoch 3 of 4, best 1 (val acc 0.250), 0 min 45 s left"
     assert bar(3, 6, 75.5) == ""  # once a second at most
+    table = training.EpochTable(100, 10, 1, visible=True, title="", done=90)  # resumed at 75.5 s
+    assert bar(91, 5, 105.5).endswith(" epoch 91 of 100, 9 min 30 s left")  # half an epoch took 30 s

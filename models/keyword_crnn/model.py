@@ -6,18 +6,11 @@ from shared_utils.spectrograms import SpecAugment
 from torch import nn
 
 
-class ScaleCoefficients(nn.Module):
-    """Subtract the running mean of every MFCC and divide all by their mean deviation; nothing here learns."""
-
-    def __init__(self, n_mfcc):
-        super().__init__()
-        self.norm = nn.BatchNorm1d(n_mfcc, affine=False)
-
-    def forward(self, mfcc):  # (batch, n_mfcc, frames)
-        scaled = self.norm(mfcc)  # each with deviation 1
-        sizes = (self.norm.running_var + self.norm.eps).sqrt()
-        sizes = torch.cat([sizes[1:2], sizes[1:]]) / sizes[1:].mean()  # the loudness varies far more than the others
-        return scaled * sizes.unsqueeze(1)
+def channels_last_gradient(x):
+    """Return `x`, whose gradient will lie in memory as convolutions like it: out of a GRU it comes back strided."""
+    if x.requires_grad:
+        x.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
+    return x
 
 
 class CRNNAttention(nn.Module):
@@ -26,7 +19,7 @@ class CRNNAttention(nn.Module):
     def __init__(self, n_classes, n_mfcc=40, dropout=0.3):
         super().__init__()
         self.front_end = Mfcc(n_mfcc=n_mfcc, n_mels=64, n_fft=400, hop_length=160)
-        self.scale = ScaleCoefficients(n_mfcc)
+        self.scale = nn.BatchNorm1d(n_mfcc, affine=False)
         self.augment = SpecAugment(2, 7, 2, 20, value=0.0)
         layers = []
         for n_in, n_out in ((1, 32), (32, 64), (64, 128)):
@@ -40,6 +33,7 @@ class CRNNAttention(nn.Module):
     def steps(self, waveforms):  # (batch, samples) -> the GRU's output and the weight of each step
         x = self.augment(self.scale(self.front_end(waveforms)))  # (batch, n_mfcc, 101)
         x = self.conv(x.unsqueeze(3).permute(0, 3, 1, 2))  # channels last in memory: (batch, 128, n_mfcc / 4, 25)
+        x = channels_last_gradient(x)
         x, _ = self.gru(x.flatten(1, 2).transpose(1, 2))  # (batch, 25, 256)
         return x, self.score(x).softmax(1)  # (batch, 25, 256), (batch, 25, 1)
 
