@@ -123,7 +123,7 @@ def decode(
     All damaged files (missing, truncated, no audio, no samples, NaN) are named with their reasons in one ValueError;
     a truncated MP3 if what is left of it is too short for its clip, and its first frame says how many there were.
     on_error="skip" leaves them out, says how many, and returns (waveforms, kept_clips): the table without them. Files
-    that could not be opened are tried again the next time.
+    that could not be opened are read as soon as they can be.
     A full disk raises OSError and leaves nothing behind.
     """
     _check_padding(padding)
@@ -144,8 +144,8 @@ def decode(
     key = _hash_arguments(windows, sample_rate, n_samples, padding)
     cache = resolve_path(cache_dir) / f"{len(paths)}x{n_samples}-{key}.npy"
     waveforms, damaged = _open_cache(cache, len(paths), n_samples)
-    retry = on_error == "raise" or any(reason.startswith(_CLOSED) for reason in damaged.values())
-    if waveforms is None or (damaged and retry):
+    closed = [paths[row] for row, reason in damaged.items() if reason.startswith(_CLOSED)]
+    if waveforms is None or (damaged and on_error == "raise") or any(map(_can_be_opened, closed)):
         read_row = functools.partial(_read_row, sample_rate=sample_rate, n_samples=n_samples, padding=padding)
         _fill_cache(cache, windows, n_samples, read_row, on_error, n_threads, progress)
         waveforms, damaged = _open_cache(cache, len(paths), n_samples)
@@ -160,6 +160,14 @@ def decode(
     kept = clips[~np.isin(np.arange(len(clips)), list(damaged))].reset_index(drop=True)
     kept.attrs = dict(clips.attrs)
     return waveforms, kept
+
+
+def _can_be_opened(path: Path) -> bool:
+    try:
+        with open(path, "rb"):
+            return True
+    except OSError:
+        return False
 
 
 def _read_column(clips: pd.DataFrame, name: str, default: float) -> list[float]:

@@ -1,5 +1,7 @@
 """Reading, fixing the length, decoding and its cache, against the numbers that were written."""
 
+import builtins
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -199,21 +201,23 @@ def test_a_flac_without_a_length_is_refused(tmp_path, noise):
         decode_one(path, 16000, 0.1, cache_dir=tmp_path)
 
 
-def test_a_file_that_could_not_be_opened_is_tried_again(tmp_path, noise, monkeypatch, capsys):
+def test_a_file_that_could_not_be_opened_is_read_as_soon_as_it_can_be(tmp_path, noise, monkeypatch, capsys):
     clips = table(write(tmp_path / "a.wav", noise), write(tmp_path / "b.wav", noise))
     arguments = {"on_error": "skip", "cache_dir": tmp_path / "cache", "progress": False}
-    whole = audio._read
+    plain_open, tried = builtins.open, []
 
-    def locked(path, *more):
-        if path.name == "b.wav":
+    def locked(path, *more, **how):
+        if str(path).endswith("b.wav"):
+            tried.append(path)
             raise PermissionError(13, "Permission denied")
-        return whole(path, *more)
+        return plain_open(path, *more, **how)
 
-    monkeypatch.setattr(audio, "_read", locked)
-    waveforms, kept = decode(clips, 16000, 1.0, **arguments)
-    assert len(waveforms) == len(kept) == 1
-    assert "b.wav: it cannot be opened (Permission denied)" in capsys.readouterr().out
-    monkeypatch.setattr(audio, "_read", whole)  # neither size nor time of the file has changed
+    monkeypatch.setattr(builtins, "open", locked)
+    for n_tried in (1, 2):  # the second time it is only looked at: nothing is decoded anew
+        waveforms, kept = decode(clips, 16000, 1.0, **arguments)
+        assert len(waveforms) == len(kept) == 1 and len(tried) == n_tried
+        assert "b.wav: it cannot be opened (Permission denied)" in capsys.readouterr().out
+    monkeypatch.undo()  # neither size nor time of the file has changed
     waveforms, kept = decode(clips, 16000, 1.0, **arguments)
     assert len(waveforms) == len(kept) == 2
 
