@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from shared_utils.training import fit
+from shared_utils.training import fit, refuse_checkpoint
 
 ACTIVATIONS = ("sigmoid", "tanh", "relu")
 _SPREAD = 0.01  # standard deviation of a new branch's weights, as in perforatedai
@@ -185,9 +185,7 @@ def fit_with_dendrites(
     that the model had). The model ends with its best validation weights; attrs hold their best_epoch, counted through,
     and `dendrites`, the sets that were kept. Where a later phase fails, the model is as it was before that phase.
     """
-    for name in ("checkpoint", "resume_from"):
-        if fit_arguments.get(name) is not None:
-            raise ValueError(f"{name} belongs to one call of fit; train with dendrites without it.")
+    refuse_checkpoint(fit_arguments, "train with dendrites")
     if val is None:
         raise ValueError("Dendrites are kept where validation improves; give validation clips.")
     if max_dendrites < 0:

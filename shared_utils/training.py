@@ -445,9 +445,7 @@ def cross_validate(
     Raises ValueError, before anything is trained, where a round's training, validation or test clips lack a class, or
     share one, for `clips` of another length than `dataset`, and for a checkpoint of `fit`: it belongs to one round.
     """
-    for name in ("checkpoint", "resume_from"):
-        if fit_arguments.get(name) is not None:  # the next round would begin with a model that knows its test clips
-            raise ValueError(f"{name} belongs to one training, and a cross-validation is many; leave it out.")
+    refuse_checkpoint(fit_arguments, "cross-validate")  # a round would begin with a model that knows its test clips
     if len(dataset) != len(clips):
         raise ValueError(f"{len(dataset):,} clips are in the data set and {len(clips):,} in the table; make it anew.")
     if split is not None and val_fold is not None:
@@ -702,6 +700,13 @@ def move_batch(batch, device: torch.device):
 def put_on_device(dataset, device: torch.device):
     """Put the whole data set on a GPU where it can be, so that a batch is gathered there instead of copied."""
     return dataset.to(device) if device.type == "cuda" and hasattr(dataset, "to") else dataset
+
+
+def refuse_checkpoint(fit_arguments: dict, what: str) -> None:
+    """Raise ValueError where what calls `fit` several times is given the checkpoint of one call."""
+    for name in ("checkpoint", "resume_from"):
+        if fit_arguments.get(name) is not None:
+            raise ValueError(f"{name} belongs to one call of fit; {what} without it.")
 
 
 def _check_interruption(state: dict, interrupted: bool) -> None:

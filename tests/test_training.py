@@ -599,7 +599,7 @@ def test_a_cross_validation_takes_no_checkpoint_and_no_other_table(data, tmp_pat
     clips = pd.DataFrame({"fold": np.arange(66) // 3 % 5 + 1})
     arguments = {"epochs": 1, "batch_size": 16, "device": "cpu", "progress": False}
     for name in ("checkpoint", "resume_from"):
-        with pytest.raises(ValueError, match=f"{name} belongs to one training, and a cross-validation is many"):
+        with pytest.raises(ValueError, match=f"{name} belongs to one call of fit; cross-validate without it"):
             cross_validate(Net, ArrayDataset(*data), clips, **arguments | {name: tmp_path / "c.safetensors"})
     with pytest.raises(ValueError, match="66 clips are in the data set and 65 in the table"):
         cross_validate(Net, ArrayDataset(*data), clips[:65], **arguments)
