@@ -104,10 +104,10 @@ def make_step(method: str, pretrained: str, batch_size: int, device: torch.devic
 
 def train_step(model: nn.Module, inputs, targets: torch.Tensor, optimizer, precision: torch.dtype) -> None:
     """One step as `training.fit` does it; it ends when the device has done it."""
+    optimizer.zero_grad(set_to_none=True)
     with autocast(targets.device, precision):
         logits = model(inputs)
     loss = F.cross_entropy(logits.float(), targets)
-    optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()

@@ -48,7 +48,8 @@ import subprocess
 import sys
 
 if "google.colab" in sys.modules and not os.path.isdir("shared_utils"):
-    subprocess.run(["git", "clone", "--depth", "1", "https://github.com/{repository}"], check=True)
+    if not os.path.isdir("{name}/shared_utils"):  # after "Restart session" the files are there already
+        subprocess.run(["git", "clone", "--depth", "1", "https://github.com/{repository}"], check=True)
     os.chdir("{name}")
     with open("keep.txt", "w") as file:  # the wheels that fit Colab's accelerator: pip may not replace them
         for package in ("torch", "torchvision", "torchaudio"):
@@ -609,6 +610,9 @@ def _data_setting(data_dir: str) -> dict[str, object]:
 
 def _literal(text: str) -> object:
     """Return the value of a Python literal, or the text itself if it is none."""
+    path = re.fullmatch(r"""(['"])([^'"]*\\[^'"]*)\1""", text)
+    if path:  # of Windows, in quotes: its backslashes are meant
+        return path[2]
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

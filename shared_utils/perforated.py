@@ -39,7 +39,7 @@ from shared_utils.training import (
 PERFORATEDAI = ROOT / ".perforatedai"  # where `make perforatedai` puts the package, apart from all others
 _TOO_LATE = (
     "perforatedai works in a process of its own, which on a machine with a GPU can only be started before this one has "
-    "trained or used the GPU: restart it and go straight to this training."
+    'trained or used the GPU: restart it and go straight to this training, or set device to "cpu".'
 )
 
 
@@ -107,7 +107,7 @@ def fit_with_perforatedai(
     folder = resolve_path(folder)
     for name in ("layers", "folder", "progress", "title"):
         del given[name]
-    given["result"] = folder / "perforatedai.safetensors"
+    given["result"] = folder / f"perforatedai-{uuid.uuid4().hex}.safetensors"  # of its own: two may train at once
     rows, end = [], {}
     table = EpochTable(epochs * (max_dendrites + 1), 1, 1, progress, title)
 
@@ -129,6 +129,7 @@ def fit_with_perforatedai(
                 )
         _work_apart(lambda send: _train_in_package(send, **given), hear, folder)
         model.load_state_dict(load_file(given["result"]))
+        os.replace(given["result"], folder / "perforatedai.safetensors")
         torch.set_rng_state(torch.from_numpy(end.pop("random")))
     except BaseException:
         for name in wrapped:

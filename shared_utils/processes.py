@@ -154,9 +154,13 @@ def launch(work: Callable[[], object], n_processes: int, folder: str) -> tuple[b
         done.wait()
     if not failures or interrupted:
         return interrupted, None
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     error = pickle.loads(reason.read_bytes()) if reason.is_file() else failures[0]
     if "forked subprocess" in str(error) or "fork-based multiprocessing" in str(error):
         error = RuntimeError(_TOO_LATE)
+    elif not reason.is_file() and not isinstance(error, ChildFailedError):
+        error = RuntimeError(f"{n_processes} processes could not be started; set num_processes to 1. ({error})")
     elif not reason.is_file() or "gloo" in str(error) or isinstance(error, torch.distributed.DistError):
         error = RuntimeError(
             f"One of {n_processes} processes ended without a word, as when the system has no memory left: lower "

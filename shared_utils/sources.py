@@ -5,6 +5,7 @@ import __future__
 import ast
 import builtins
 import contextlib
+import enum
 import functools
 import inspect
 import linecache
@@ -15,10 +16,11 @@ import sysconfig
 import textwrap
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 
@@ -49,7 +51,8 @@ def model_source(model_class: type, notebook: str = "") -> str:
 def function_sources(train: Callable) -> dict[str, str]:
     """Return the source of a function and of all that it uses of its own notebook or file: name -> text.
 
-    Unlike model.py it need not be complete: what has neither source nor a plain value, such as data, is left out.
+    Unlike model.py it need not be complete: imported functions and classes are named, and what has neither source nor a
+    plain value, such as data, is left out.
     """
     root = inspect.unwrap(train.func if isinstance(train, functools.partial) else train)
     if not isinstance(root, types.FunctionType):
@@ -80,8 +83,15 @@ def function_sources(train: Callable) -> dict[str, str]:
                 visit_all(f"{name} {function.__name__}", {"keyword defaults": function.__kwdefaults__ or {}})
             around = _names_around(target)
             for used in sorted(_names_in(found[name], target)):
-                if used in around:
-                    visit(used, around[used])
+                if used in around:  # what closures enclose is each one's own, what is global there is once
+                    enclosed = isinstance(target, types.FunctionType) and used in target.__code__.co_freevars
+                    visit(f"{name} {used}" if enclosed else used, around[used])
+        elif isinstance(target, type | types.FunctionType | types.BuiltinFunctionType):
+            found[name] = f"{target.__module__}.{target.__qualname__}"
+        elif isinstance(value, float | Path | torch.dtype | torch.device | enum.Enum):  # floats: infinity
+            found[name] = repr(value)
+        elif isinstance(value, types.SimpleNamespace) or is_dataclass(value):
+            visit_all(name, vars(value))
 
     def visit_all(name: str, values: dict) -> None:
         found[name] = found.get(name, type(values).__name__)

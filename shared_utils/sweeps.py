@@ -118,9 +118,16 @@ def _expand_grid(grid: list[dict] | dict[str, Iterable]) -> list[dict]:
 
 def _plain_settings(settings: dict) -> dict:
     """Return settings as JSON has them; infinity and NaN, which it has not, in words: they are not None."""
-    plain = to_plain("settings", settings)
-    lost = {name for name, value in plain.items() if value is None and settings[name] is not None}
-    return plain | {name: str(settings[name]) for name in lost}
+
+    def in_words(value):
+        value = value.tolist() if hasattr(value, "tolist") else value  # of NumPy or PyTorch
+        if isinstance(value, float) and not math.isfinite(value):
+            return str(value)
+        if isinstance(value, dict):
+            return {key: in_words(item) for key, item in value.items()}
+        return [in_words(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return to_plain("settings", in_words(settings))
 
 
 def _start_runs(
@@ -169,7 +176,10 @@ def _run_in_processes(train: Callable, todo: list[tuple[str, dict]], n_workers: 
             yield key, outcome
     except BrokenProcessPool:
         error = "the process of this run or of one beside it has died, for want of memory as a rule; use fewer workers"
-        yield from ((key, {"error": error, "seconds": math.nan}) for key, _ in todo if key not in finished)
+        left = [(key, settings) for key, settings in todo if key not in finished]
+        yield from ((key, {"error": error, "seconds": math.nan}) for key, _ in left[:n_workers])
+        if left[n_workers:]:  # no more than n_workers are started at a time, in order: these never were
+            yield from _run_in_processes(train, left[n_workers:], n_workers)
     except BaseException:
         get_reusable_executor().shutdown(wait=False, kill_workers=True)  # or the runs would go on unseen
         raise
@@ -253,7 +263,10 @@ def _tabulate(rows: list[dict], outcomes: list[dict]) -> pd.DataFrame:
     names = dict.fromkeys(itertools.chain(*rows))
     # a column with None in it keeps its values as they are: pandas would make 3 and None 3.0 and NaN
     columns = {name: [settings.get(name) for settings in rows] for name in names}
-    table = {name: pd.Series(values, dtype=object if None in values else None) for name, values in columns.items()}
+    table = {
+        name: pd.Series(values, dtype=object if any(value is None for value in values) else None)
+        for name, values in columns.items()
+    }
     results = dict.fromkeys(itertools.chain(*(outcome.get("result", {}) for outcome in outcomes)))
     for name in [*(name for name in results if name != "seconds"), "seconds"]:
         values = [outcome.get("result", {}).get(name) for outcome in outcomes]

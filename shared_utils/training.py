@@ -603,10 +603,10 @@ def count_step_bytes(
         return tensor
 
     def take_step() -> None:
+        optimizer.zero_grad(set_to_none=True)  # as in `fit`: no gradients lie beside the activations of a forward pass
         with autocast(device, precision):
             logits = model(inputs)
         loss = F.cross_entropy(logits.float(), targets)
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
 

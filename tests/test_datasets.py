@@ -171,6 +171,21 @@ def test_load_folder_makes_folds_for_a_cross_validation(tmp_path, capsys):
     assert capsys.readouterr().out == "Made 4 folds instead of 5: the class dog has only 4 sources.\n"
 
 
+@pytest.mark.parametrize("n_voices", [6, 7, 8, 9, 10, 12])
+def test_two_voices_test_in_every_fold(tmp_path, capsys, n_voices):
+    for word in ("lights", "music", "unknown"):
+        (tmp_path / word).mkdir()
+        for voice in range(n_voices):
+            for take in range(2):
+                soundfile.write(tmp_path / word / f"v{voice}_{take}.wav", np.zeros(16, dtype=np.int16), 16000)
+    clips = load_folder(tmp_path, source_pattern=r"^(.+?)_")
+    assert clips.groupby("fold")["source"].nunique().min() >= 2
+    n_folds = min(5, n_voices // 2)
+    assert set(clips["fold"]) == set(range(1, n_folds + 1))
+    told = f"Made {n_folds} folds instead of 5: there are only {n_voices} sources.\n" if n_folds < 5 else ""
+    assert capsys.readouterr().out == told
+
+
 def test_a_class_that_cannot_be_everywhere_is_named(tmp_path, capsys):
     speakers = {"a": "012", "b": "013", "c": "023"}  # 0, 1 and 2 apart and 3 with 2: then c is missing beside 1
     rows = [f"{word}{speaker}.wav,{word},{speaker}" for word, those in speakers.items() for speaker in those]
@@ -268,13 +283,16 @@ def test_load_folder_reads_a_csv(tmp_path):
     csv = tmp_path / "my set" / "table.csv"
     pd.DataFrame(rows, columns=["path", "label", "source"]).to_csv(csv, index=False)
     clips = load_folder(csv)
-    assert clips.attrs["data_set"] == "my set" and set(clips["source"]) == {f"00{k}" for k in range(5)}
+    assert clips.attrs["data_set"] == "table" and set(clips["source"]) == {f"00{k}" for k in range(5)}
     assert clips.groupby("source")["split"].nunique().max() == 1
     assert clips["path"][0] == str(csv.parent / "cat" / "cat0_take0.wav") and clips["label"].tolist()[9:11] == [0, 1]
 
     sides = ["train"] * 6 + ["val"] * 2 + ["test"] * 2
     pd.DataFrame(rows, columns=["path", "label", "source"]).assign(split=sides * 2).to_csv(csv, index=False)
     assert load_folder(csv)["split"].tolist() == sides * 2
+    (train, val, test) = split_by_fold(load_folder(csv), 1)  # which is what the notebooks do
+    assert (train % 10 < 6).all() and (val % 10 // 2 == 3).all() and (test % 10 // 2 == 4).all()
+    assert len(train) + len(val) + len(test) == 20
     folds = [1, 1, 2, 2, 3, 3, 4, 4, 7, 7]
     pd.DataFrame(rows, columns=["path", "label", "source"]).assign(fold=folds * 2).to_csv(csv, index=False)
     assert load_folder(csv)["fold"].tolist() == folds * 2

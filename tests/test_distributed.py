@@ -423,6 +423,16 @@ class Failing(ArrayDataset):
         return super().__getitems__(indices)
 
 
+def test_processes_that_never_started_are_not_taken_for_want_of_memory(monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("no cell may have made an `Accelerator`")
+
+    monkeypatch.setattr("accelerate.notebook_launcher", refuse)
+    sentence = "^2 processes could not be started; set num_processes to 1. .no cell may have made an `Accelerator`.$"
+    with pytest.raises(RuntimeError, match=sentence):
+        train(num_processes=2)
+
+
 class TwoWordsError(Exception):
     def __init__(self, first, second):
         super().__init__(f"{first} {second}")

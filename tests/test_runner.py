@@ -77,6 +77,7 @@ def house(tmp_path, monkeypatch) -> Path:
         ("TEXT='lr=3 or B=4' SEED=1", {"TEXT": "lr=3 or B=4", "SEED": 1}),
         ('FOLDER="my words/of 3" WORDS=["a b=1", "c"]', {"FOLDER": "my words/of 3", "WORDS": ["a b=1", "c"]}),
         ("NAME='two words' OTHER=False", {"NAME": "two words", "OTHER": False}),
+        (r"FILE='C:\temp\Users\my new.xlsx' SEED=1", {"FILE": r"C:\temp\Users\my new.xlsx", "SEED": 1}),
     ],
 )
 def test_settings_are_read_as_python_literals(text, expected):
@@ -349,6 +350,11 @@ def test_badges_open_each_notebook_in_colab_and_change_nothing_else(house, capsy
     kept = Path("keep.txt").read_text().splitlines()
     assert [line.split("==")[0] for line in kept if "vision" not in line] == ["torch", "torchaudio"]
     assert f"torch=={importlib.metadata.version('torch')}" in kept
+
+    called.clear()  # "Restart session" keeps the files and forgets the folder
+    Path("audio.text/shared_utils").mkdir(parents=True)
+    exec(fetch.source, {})
+    assert called[0] == "audio.text" and "pip" in called[1]
 
 
 def test_a_notebook_imports_the_package_that_lies_beside_it(house, monkeypatch, capsys):

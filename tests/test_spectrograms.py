@@ -1,5 +1,7 @@
 """Front-ends against their reference implementations, and augmentations against what they say they do."""
 
+import math
+
 import numpy as np
 import pytest
 import soundfile as sf
@@ -18,6 +20,7 @@ from shared_utils.spectrograms import (
     TimeShift,
     _a_weighting,
     between_class,
+    change_speed,
     mixup,
 )
 
@@ -362,6 +365,19 @@ def test_speed_of_factor_one_is_exact_and_a_share_of_one_is_refused(waveforms, m
     assert torch.equal(SpeedPerturb(0.15)(waveforms), waveforms)
     with pytest.raises(ValueError, match="share of 1; give 0 or more and less than 1"):
         SpeedPerturb(1)
+
+
+def test_change_of_speed_by_hand_for_all_clips_alike(waveforms):
+    tone = torch.sin(2 * torch.pi * 400 * (_seconds(16001) - 0.5)).repeat(2, 1)
+    slow, fast = change_speed(tone, 0.9), change_speed(tone, 1.1)
+    places = _seconds(16001) - 0.5
+    torch.testing.assert_close(slow[1], torch.sin(2 * torch.pi * 360 * places), atol=0.005, rtol=0)
+    inside = places.abs() < 0.5 / 1.1
+    torch.testing.assert_close(fast[1], torch.sin(2 * torch.pi * 440 * places) * inside, atol=0.02, rtol=0)
+    assert torch.equal(change_speed((waveforms * 100).to(torch.int16), 1), (waveforms * 100).to(torch.int16) / 32768)
+    for factor in (0, -1, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"played {factor} times as fast"):
+            change_speed(waveforms, factor)
 
 
 @pytest.mark.parametrize("random", [0.0, 1.0 - 2**-24])

@@ -22,11 +22,15 @@ CELLS = {
     "helper": "def score(lr):\n    return WIDTH * lr",
     "model": "class Net(nn.Module):\n    def forward(self, x):\n        return x + 1",
     "models": "MODELS = {'net': Net, 'scaled': lambda: Net()}",
+    "plain": "import types\nfrom pathlib import Path\nfrom torch import log_softmax, softmax\n"
+    "PLAIN = (nn.ReLU, torch.float32, Path('a'), math.inf, types.SimpleNamespace(w=3), log_softmax)\n",
+    "closures": "def scale_by(k):\n    return lambda x: k * x\nTWO = scale_by(2), scale_by(3)",
     "train": "def train(lr, optimizer='adam'):\n"
     "    with open(LOG, 'a') as log:\n"
     "        log.write(f'{lr} {optimizer} {os.getpid()} {torch.get_num_threads()}\\n')\n"
     "    if lr > 1:\n        raise FloatingPointError('the loss is nan')\n"
     "    MODELS['net']()(AUGMENT(WAVEFORMS))\n"
+    "    len(PLAIN), TWO[1](lr)\n"
     "    return {'accuracy': score(lr), 'note': optimizer, 'nothing': math.nan, 'n': len(WORDS)}",
 }
 
@@ -101,6 +105,14 @@ def test_all_combinations_in_order_and_never_twice(cell, computed, tmp_path, cap
         (CELLS["model"].replace("+ 1", "+ 2") + "\n" + CELLS["models"], True),  # only a dict holds this class
         (CELLS["models"].replace("Net()", "Net().eval()"), True),  # a lambda in a dict
         (CELLS["train"].replace("adam", "adamw"), True),
+        ("PLAIN = (nn.GELU, torch.float32, Path('a'), math.inf, types.SimpleNamespace(w=3), log_softmax)", True),
+        ("PLAIN = (nn.ReLU, torch.bfloat16, Path('a'), math.inf, types.SimpleNamespace(w=3), log_softmax)", True),
+        ("PLAIN = (nn.ReLU, torch.float32, Path('b'), math.inf, types.SimpleNamespace(w=3), log_softmax)", True),
+        ("PLAIN = (nn.ReLU, torch.float32, Path('a'), -math.inf, types.SimpleNamespace(w=3), log_softmax)", True),
+        ("PLAIN = (nn.ReLU, torch.float32, Path('a'), math.inf, types.SimpleNamespace(w=4), log_softmax)", True),
+        ("PLAIN = (nn.ReLU, torch.float32, Path('a'), math.inf, types.SimpleNamespace(w=3), softmax)", True),
+        ("TWO = scale_by(2), scale_by(4)", True),  # closures of one function, of which only the second differs
+        (CELLS["plain"] + CELLS["closures"], False),
         ("WORDS = set(sorted(WORDS, reverse=True))", False),
         ("WAVEFORMS = torch.ones(1, 5)", False),  # data has its own argument
         ("AUGMENT.eval()", False),
@@ -140,6 +152,10 @@ def test_none_and_infinity_are_different_settings(cell, tmp_path):
     assert table["limited"].tolist() == [False, True, True, True]
     kept = [json.loads(path.read_text())["settings"] for path in (tmp_path / "limits" / "sweep").iterdir()]
     assert sorted(str(settings["limit"]) for settings in kept) == ["-inf", "None", "inf", "nan"]
+    ranges = [(0, None), (0, math.inf), (0, -math.inf), np.array([0, np.nan]), np.array([0.0, 1.0])]
+    for _ in range(2):
+        table = sweep(train, {"limit": ranges}, name="ranges", folder=tmp_path)
+        assert len(table) == len(list((tmp_path / "ranges" / "sweep").iterdir())) == 5
 
 
 def test_other_data_and_other_names_are_other_runs(cell, computed, tmp_path):
@@ -233,6 +249,14 @@ def test_a_process_that_dies_is_an_error_of_its_run(cell, tmp_path):
     table = sweep(train, {"lr": [1, 2]}, name="words", folder=tmp_path, executor="processes", n_workers=2)
     assert table["error"][1].startswith("the process of this run or of one beside it has died")
     assert sweep(train, {"lr": [1]}, name="words", folder=tmp_path)["accuracy"].tolist() == [1]
+
+
+def test_runs_that_were_never_started_are_not_lost_with_a_process_that_died(cell, tmp_path):
+    train = cell("def train(lr):\n    if lr == 2:\n        os._exit(1)\n    return {'accuracy': lr}")
+    table = sweep(train, {"lr": list(range(8))}, name="words", folder=tmp_path, executor="processes", n_workers=2)
+    failed = table.index[table["error"].notna()].tolist()
+    assert 2 in failed and len(failed) <= 2  # and the one beside it
+    assert table.loc[5:, "accuracy"].tolist() == [5, 6, 7]
 
 
 def test_ray(cell, computed, tmp_path):
