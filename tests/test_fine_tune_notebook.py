@@ -400,6 +400,15 @@ def test_an_own_table_with_too_few_rows_is_named(own_table):
     assert len(notebook["draw"](16, 0)) == 16
     with pytest.raises(ValueError, match="The training half of .*my_reviews.csv has no 18 sentences, as many of each"):
         notebook["draw"](18, 0)
+    with pytest.raises(ValueError, match="CURVE_SIZES need one sentence a class: 2 or more"):
+        notebook["draw"](1, 0)
+
+
+def test_numbers_of_sentences_are_rounded_down_to_as_many_of_each_class(own_table):
+    notebook = own_table(bad=30, good=30, fair=30) | {"N_TRAIN": 40, "CURVE_SIZES": [8, 16, 9]}
+    execute(notebook, "n_train, *sizes")
+    assert (notebook["n_train"], notebook["sizes"]) == (39, [6, 15, 9])
+    assert [len(notebook["draw"](size, 0)) for size in notebook["sizes"]] == notebook["sizes"]
 
 
 def test_without_a_file_it_is_a_draw_of_sst2(notebook, tmp_path, monkeypatch, capsys):
