@@ -289,8 +289,8 @@ def load_folder(
     of one source (recording, speaker) stay on one side: it is what the one group of the regular expression
     `source_pattern` finds in the file's name, or the column `source`, or else each file is its own. Without a column
     `split` the shares `split` (train, val, test) are drawn with `seed`, class by class, and without a column `fold` the
-    `n_folds` folds of a cross-validation: fewer, and it says so, where a class has fewer sources or all have less than
-    two a fold, but at least three. A given `split` without `fold` is the folds too: 1 is test, 2 val, 3 train.
+    `n_folds` folds of a cross-validation: fewer, and it says so, where a class has fewer sources or one source would
+    make up a fold, but at least three. A given `split` without `fold` is the folds too: 1 is test, 2 val, 3 train.
     Words of one's own, recorded as `<word>/<speaker>_nohash_<n>.wav`, take source_pattern=r"^(.*)_nohash_": the speaker
     is the source.
 
@@ -315,21 +315,22 @@ def load_folder(
         print(f"Sources that differ in capitals only count as different: {_first(twins)}; rename them if they are one.")
     if "split" in clips and "fold" not in clips:
         clips["fold"] = clips["split"].map({"test": 1, "val": 2, "train": 3})
-        print("The column split makes three folds: fold 1 tests, fold 2 validates, fold 3 trains.")
+        print("The column split makes three folds: 1 is test, 2 is val, 3 is train. Visit fold 1 only.")
     drawn = [column for column in ("split", "fold") if column not in clips]
     if "split" not in clips:
         clips["split"] = stratified_group_split(clips["class_name"], clips["source"], split, seed)
     if "fold" not in clips:
-        # two sources a fold at least: no interval over one speaker can be given
-        n_all = clips["source"].nunique()
-        n_made = min(n_folds, max(3, n_all // 2))
-        clips["fold"] = stratified_group_folds(clips["class_name"], clips["source"], n_made, seed)
+        clips["fold"] = stratified_group_folds(clips["class_name"], clips["source"], n_folds, seed)
         n_sources = clips.groupby("class_name")["source"].nunique()
-        if n_sources.min() < n_made:
+        if n_sources.min() < n_folds:
             poorest, n = n_sources.idxmin(), n_sources.min()
             print(f"Made {n} folds instead of {n_folds}: the class {poorest} has only {n} sources.")
-        elif n_made < n_folds:
-            print(f"Made {n_made} folds instead of {n_folds}: there are only {n_all} sources.")
+        n_made = clips["fold"].nunique()
+        while n_made > 3 and clips.groupby("fold")["source"].nunique().min() < 2:  # one speaker has no interval
+            n_made -= 1
+            clips["fold"] = stratified_group_folds(clips["class_name"], clips["source"], n_made, seed)
+        if n_made < min(n_folds, n_sources.min()):
+            print(f"Made {n_made} folds instead of {n_folds}: with more, one source would test alone.")
     clips = _add_labels(clips)[["path", "label", "class_name", "fold", "split", "source"]]
     for column in drawn:
         sides = {f"{column} {side}": np.flatnonzero(clips[column] == side) for side in sorted(set(clips[column]))}

@@ -609,10 +609,12 @@ def _data_setting(data_dir: str) -> dict[str, object]:
 
 
 def _literal(text: str) -> object:
-    """Return the value of a Python literal, or the text itself if it is none."""
-    path = re.fullmatch(r"""(['"])([^'"]*\\[^'"]*)\1""", text)
-    if path:  # of Windows, in quotes: its backslashes are meant
-        return path[2]
+    """Return the value of a Python literal, or the text itself; backslashes of Windows' paths need not be doubled."""
+
+    def double(path: re.Match) -> str:
+        return path[0] if "\\\\" in path[0] else path[0].replace("\\", "\\\\")
+
+    text = re.sub(r"""(['"])[A-Za-z]:\\[^'"]*\1""", double, text)
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

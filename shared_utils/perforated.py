@@ -39,7 +39,7 @@ from shared_utils.training import (
 PERFORATEDAI = ROOT / ".perforatedai"  # where `make perforatedai` puts the package, apart from all others
 _TOO_LATE = (
     "perforatedai works in a process of its own, which on a machine with a GPU can only be started before this one has "
-    'trained or used the GPU: restart it and go straight to this training, or set device to "cpu".'
+    'trained or used the GPU: restart it, and go straight to this training or set device to "cpu".'
 )
 
 

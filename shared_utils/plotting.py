@@ -1426,8 +1426,16 @@ class FigureBook:
         self.mark = " · ".join([data_set] * bool(data_set) + ["demo data"] * demo)
         self.settings = {name: str(value) for name, value in (settings or {}).items()}
 
-    def save(self, name: str, fig: Figure, caption: str = "") -> Figure:
-        """Write `fig` as PNG (1920 x 1080), SVG and PDF, the data set at its foot; return it for the cell to show."""
+    def save(self, name: str, fig: Figure | None, caption: str = "") -> Figure | None:
+        """Write `fig` as PNG (1920 x 1080), SVG and PDF, the data set at its foot; return it for the cell to show.
+
+        None is no figure, and an earlier one of this name goes.
+        """
+        if fig is None:
+            item = self._item(name, "figure", caption)
+            for kind in ("svg", "pdf", "png"):
+                (self.folder / f"{item['file']}.{kind}").unlink(missing_ok=True)
+            return None
         if isinstance(fig, _Figure):
             fig.draw_without_rendering()
             # every drawing would move the axes a little: now files and screen agree; with an engine, even an empty one,

@@ -16,7 +16,7 @@ import sysconfig
 import textwrap
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -58,10 +58,16 @@ def function_sources(train: Callable) -> dict[str, str]:
     if not isinstance(root, types.FunctionType):
         raise ValueError(f"train is a {type(train).__name__}; a sweep needs a function, or a functools.partial of one.")
     found: dict[str, str] = {}
+    path: list[int] = []  # what is being visited: closures may call each other, and a namespace hold itself
 
     def visit(name: str, value: object) -> None:
-        if name in found:
+        if name in found or id(value) in path:
             return
+        path.append(id(value))
+        visit_one(name, value)
+        path.pop()
+
+    def visit_one(name: str, value: object) -> None:
         target = inspect.unwrap(value) if callable(value) and not isinstance(value, nn.Module) else value
         if _is_literal(value) or isinstance(value, np.generic | range):
             found[name] = _stable_text(value)
@@ -90,8 +96,10 @@ def function_sources(train: Callable) -> dict[str, str]:
             found[name] = f"{target.__module__}.{target.__qualname__}"
         elif isinstance(value, float | Path | torch.dtype | torch.device | enum.Enum):  # floats: infinity
             found[name] = repr(value)
-        elif isinstance(value, types.SimpleNamespace) or is_dataclass(value):
+        elif isinstance(value, types.SimpleNamespace):
             visit_all(name, vars(value))
+        elif is_dataclass(value):
+            visit_all(name, {part.name: getattr(value, part.name) for part in fields(value)})
 
     def visit_all(name: str, values: dict) -> None:
         found[name] = found.get(name, type(values).__name__)

@@ -373,8 +373,9 @@ def evaluate(
     """Return targets (n,), probabilities (n, classes), loss (mean cross-entropy) and accuracy of `model` on `dataset`.
 
     `views` are functions from inputs to inputs, such as shifts in time or the windows of a clip; the probabilities are
-    averaged over them. `view_correct` (n,) is the share of views that are right alone, `view_accuracy` its mean. The
-    model is put in evaluation mode, so dropout and augmentation are off, and left as it was.
+    averaged over them. `view_correct` (n,) is the share of views that are right alone, `view_accuracy` its mean,
+    `first_view_correct` (n,) whether the first of them is. The model is put in evaluation mode, so dropout and
+    augmentation are off, and left as it was.
     """
     device = pick_place(device)
     if not isinstance(precision, torch.dtype):
@@ -383,20 +384,21 @@ def evaluate(
         raise ValueError("There is no clip to evaluate: the data set is empty.")
     was_training = model.training
     model.to(device).eval()
-    all_targets, all_probabilities, view_correct = [], [], []
+    all_targets, all_probabilities, right = [], [], []
     lengths = _lengths(dataset)
     order = torch.arange(len(dataset)) if lengths is None else lengths.argsort(stable=True)
     for indices in order.split(batch_size):
         inputs, targets = move_batch(dataset.__getitems__(indices), device)
         with autocast(device, precision):
             logits = torch.stack([model(view(inputs)).float() for view in views])  # (views, batch, classes)
-        view_correct.append((logits.argmax(2) == targets).float().mean(0))
+        right.append(logits.argmax(2) == targets)
         all_probabilities.append(logits.softmax(2).mean(0))
         all_targets.append(targets)
     model.train(was_training)
     back = order.argsort().to(device)
     targets, probabilities = torch.cat(all_targets)[back], torch.cat(all_probabilities)[back]
-    view_correct = torch.cat(view_correct)[back]
+    right = torch.cat(right, 1)[:, back]  # (views, n)
+    view_correct = right.float().mean(0)
     return {
         "targets": targets.cpu().numpy(),
         "probabilities": probabilities.cpu().numpy(),
@@ -404,6 +406,7 @@ def evaluate(
         "accuracy": (probabilities.argmax(1) == targets).float().mean().item(),
         "view_correct": view_correct.cpu().numpy(),
         "view_accuracy": view_correct.mean().item(),
+        "first_view_correct": right[0].cpu().numpy(),
     }
 
 
@@ -439,7 +442,7 @@ def cross_validate(
             before the mean over `views`), best_test_accuracy (of the epoch that is best on the test fold, which is what
             many papers print; for comparison with those only) and seconds.
         predictions: DataFrame, one row a seed and test clip: seed, fold, clip (row of `clips`), target, predicted,
-            correct, view_correct (share of the views), p0, p1, ... (probability a class).
+            correct, view_correct (share of the views), first_view_correct, p0, p1, ... (probability a class).
         histories: (seed, fold) -> history of `fit`. model: the first trained model.
     Ctrl-C ends it with the rounds so far, the last with its best weights so far; before there are any, it is raised.
     Raises ValueError, before anything is trained, where a round's training, validation or test clips lack a class, or
@@ -502,6 +505,7 @@ def cross_validate(
         predictions.append(pd.DataFrame({
             "seed": seed, "fold": int(fold), "clip": test, "target": result["targets"], "predicted": predicted,
             "correct": predicted == result["targets"], "view_correct": result["view_correct"],
+            "first_view_correct": result["first_view_correct"],
             **{f"p{label}": column for label, column in enumerate(result["probabilities"].T)},
         }))  # fmt: skip
         if history.attrs["interrupted"]:

@@ -182,8 +182,18 @@ def test_two_voices_test_in_every_fold(tmp_path, capsys, n_voices):
     assert clips.groupby("fold")["source"].nunique().min() >= 2
     n_folds = min(5, n_voices // 2)
     assert set(clips["fold"]) == set(range(1, n_folds + 1))
-    told = f"Made {n_folds} folds instead of 5: there are only {n_voices} sources.\n" if n_folds < 5 else ""
+    told = f"Made {n_folds} folds instead of 5: with more, one source would test alone.\n" if n_folds < 5 else ""
     assert capsys.readouterr().out == told
+
+
+def test_a_voice_with_many_takes_does_not_test_alone_where_fewer_folds_prevent_it(tmp_path):
+    for word in ("lights", "music"):
+        (tmp_path / word).mkdir()
+        for voice, n_takes in enumerate([6, 3, 3, 3, 3, 3, 3, 3, 3]):
+            for take in range(n_takes):
+                soundfile.write(tmp_path / word / f"v{voice}_{take}.wav", np.zeros(16, dtype=np.int16), 16000)
+    clips = load_folder(tmp_path, source_pattern=r"^(.+?)_")
+    assert clips.groupby("fold")["source"].nunique().min() >= 2 and clips["fold"].nunique() < 5
 
 
 def test_a_class_that_cannot_be_everywhere_is_named(tmp_path, capsys):

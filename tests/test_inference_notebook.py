@@ -186,6 +186,19 @@ def test_a_sheet_comes_back_with_its_answers(notebook, counter, tmp_path, capsys
     np.testing.assert_allclose(again["positive"], read["positive"], atol=1e-6)
 
 
+def test_answers_corrected_by_hand_are_never_written_over(notebook, counter, tmp_path):
+    (tmp_path / "reviews.csv").write_text("text\na fine film\nall bad\n")
+    _, path = notebook["predict_sheet"](counter, tmp_path / "reviews.csv", "cpu")
+    assert notebook["predict_sheet"](counter, tmp_path / "reviews.csv", "cpu")[1] == path  # it says the same
+    corrected = pd.read_excel(path).rename(columns={"predicted": "label"}).assign(label="negative")
+    corrected.to_excel(path, index=False)
+    (tmp_path / "reviews.predicted 2.xlsx").write_bytes(b"something else")
+    table, other = notebook["predict_sheet"](counter, tmp_path / "reviews.csv", "cpu")
+    assert other == tmp_path / "reviews.predicted 3.xlsx" and pd.read_excel(other)["text"].tolist() == [*table["text"]]
+    assert pd.read_excel(path)["label"].tolist() == ["negative"] * 2
+    assert (tmp_path / "reviews.predicted 2.xlsx").read_bytes() == b"something else"
+
+
 def test_a_file_without_texts_is_refused_and_nothing_written(notebook, counter, tmp_path):
     with pytest.raises(
         FileNotFoundError, match="reviews.csv does not exist; give an .xlsx or .csv file with a text a r"

@@ -1469,6 +1469,9 @@ def test_an_empty_table_is_no_slide_and_takes_an_earlier_one_away(make_book, tmp
     book.table("first", pd.DataFrame({"a": [1]}))
     book.table("differences", pd.DataFrame({"b": [2]}))
     assert book.table("differences", pd.DataFrame([])).empty
+    book.save("curves", plotting.plot_f1_bars(pd.DataFrame({"class_name": ["a"], "f1": [0.5]})))
+    assert [item["name"] for item in book.contents()["items"]] == ["first", "curves"]
+    assert book.save("curves", None) is None
     assert len(Presentation(book.deck()).slides) == 2
     assert files(tmp_path) == ["01_first.csv", "figures.json", "my_notebook.pptx"]
 

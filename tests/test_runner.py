@@ -78,6 +78,9 @@ def house(tmp_path, monkeypatch) -> Path:
         ('FOLDER="my words/of 3" WORDS=["a b=1", "c"]', {"FOLDER": "my words/of 3", "WORDS": ["a b=1", "c"]}),
         ("NAME='two words' OTHER=False", {"NAME": "two words", "OTHER": False}),
         (r"FILE='C:\temp\Users\my new.xlsx' SEED=1", {"FILE": r"C:\temp\Users\my new.xlsx", "SEED": 1}),
+        (r"FILES=['C:\temp\a b.wav', 'd:\\new\\b.wav']", {"FILES": [r"C:\temp\a b.wav", r"d:\new\b.wav"]}),
+        (r"TEXT='a\tb'", {"TEXT": "a\tb"}),
+        (r"FOLDER=C:\temp\words", {"FOLDER": r"C:\temp\words"}),
     ],
 )
 def test_settings_are_read_as_python_literals(text, expected):

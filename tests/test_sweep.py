@@ -251,6 +251,19 @@ def test_a_process_that_dies_is_an_error_of_its_run(cell, tmp_path):
     assert sweep(train, {"lr": [1]}, name="words", folder=tmp_path)["accuracy"].tolist() == [1]
 
 
+def test_what_holds_itself_and_slots_can_be_swept(cell, tmp_path):
+    cell(
+        "import types\nfrom dataclasses import dataclass\n\nHOLDER = types.SimpleNamespace(w=1)\nHOLDER.own = HOLDER\n"
+    )
+    cell("@dataclass(slots=True)\nclass Settings:\n    width: int\n\n\nSLOTS = Settings(3)\n")
+    cell("def pair():\n    def a(n):\n        return n and b(n - 1)\n\n    def b(n):\n        return n and a(n - 1)\n\n"
+         "    return a\n\n\nCALL = pair()\n")  # fmt: skip
+    source = "def train(lr):\n    return {'accuracy': lr + HOLDER.w + SLOTS.width + CALL(3)}"
+    assert sweep(cell(source), {"lr": [1]}, name="words", folder=tmp_path)["accuracy"].tolist() == [5]
+    cell("SLOTS.width = 4")
+    assert sweep(cell(source), {"lr": [1]}, name="words", folder=tmp_path)["accuracy"].tolist() == [6]
+
+
 def test_runs_that_were_never_started_are_not_lost_with_a_process_that_died(cell, tmp_path):
     train = cell("def train(lr):\n    if lr == 2:\n        os._exit(1)\n    return {'accuracy': lr}")
     table = sweep(train, {"lr": list(range(8))}, name="words", folder=tmp_path, executor="processes", n_workers=2)
