@@ -4,6 +4,7 @@ import math
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -191,6 +192,24 @@ def test_even_attention_has_entropy_one(transformers):
         model.layers[0].query_key_value.weight[:512].normal_(0, 3)
     assert transformers["attention_entropies"](model, waveforms)[0] < 0.9
     assert math.isfinite(transformers["attention_entropies"](model, waveforms)[3])
+    model.train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    transformers["attention_entropies"](model, waveforms)  # looking changes nothing that is judged later
+    assert len(before) >= 3 and all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+
+
+def test_recordings_are_paired_and_not_rows(recurrent, capsys):
+    files = [f"yes/anna_{k}.wav" for k in range(6)]
+    table = pd.DataFrame({"seed": 0, "fold": 1, "clip": range(6), "file": files, "target": 0, "source": list("aabbcc")})
+    table["predicted"] = [0, 0, 0, 1, 1, 1]
+    table["correct"] = table["predicted"] == 0
+    other = table.iloc[1:].assign(clip=range(5), predicted=[0, 0, 1, 0, 0])  # the first recording was thrown away
+    other["correct"] = other["predicted"] == 0
+    recurrent["compare"]("A", table, "B", other)
+    said = capsys.readouterr().out
+    assert "5 clips: only A right on 0, only B on 2" in said and "A minus B: -40.0 points" in said
+    recurrent["compare"]("A", table, "B", other.drop(columns="file"))
+    assert "saved without the names of its clips" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
