@@ -130,9 +130,9 @@ def test_ctrl_c_ends_the_process_of_the_package(pretend, tmp_path):
 def test_where_no_process_can_be_forked_one_sentence_says_so(pretend, tmp_path, monkeypatch):
     pretend("raise RuntimeError('Unable to handle the threading of autograd in fork-based multiprocessing')")
     given = {"layers": ["0"], "folder": tmp_path / "run"} | HOW
-    with pytest.raises(RuntimeError, match="restart it and go straight to this training"):
+    with pytest.raises(RuntimeError, match="restart it, and go straight to this training"):
         fit_with_perforatedai(make_model(), TRAIN, VAL, **given)
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="restart it and go straight"):
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="restart it, and go straight"):
         patch.setattr(torch.cuda, "is_initialized", lambda: True)
         fit_with_perforatedai(make_model(), TRAIN, VAL, **given)
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="use fit_with_dendrites"):
