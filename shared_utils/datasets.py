@@ -320,15 +320,16 @@ def load_folder(
     if "split" not in clips:
         clips["split"] = stratified_group_split(clips["class_name"], clips["source"], split, seed)
     if "fold" not in clips:
-        clips["fold"] = stratified_group_folds(clips["class_name"], clips["source"], n_folds, seed)
-        n_sources = clips.groupby("class_name")["source"].nunique()
+        n_sources, n_made = clips.groupby("class_name")["source"].nunique(), n_folds
+        while True:
+            clips["fold"] = stratified_group_folds(clips["class_name"], clips["source"], n_made, seed)
+            n_made = clips["fold"].nunique()
+            if n_made == 3 or clips.groupby("fold")["source"].nunique().min() > 1:  # one source alone has no interval
+                break
+            n_made -= 1
         if n_sources.min() < n_folds:
             poorest, n = n_sources.idxmin(), n_sources.min()
             print(f"Made {n} folds instead of {n_folds}: the class {poorest} has only {n} sources.")
-        n_made = clips["fold"].nunique()
-        while n_made > 3 and clips.groupby("fold")["source"].nunique().min() < 2:  # one speaker has no interval
-            n_made -= 1
-            clips["fold"] = stratified_group_folds(clips["class_name"], clips["source"], n_made, seed)
         if n_made < min(n_folds, n_sources.min()):
             print(f"Made {n_made} folds instead of {n_folds}: with more, one source would test alone.")
     clips = _add_labels(clips)[["path", "label", "class_name", "fold", "split", "source"]]
@@ -343,6 +344,18 @@ def load_folder(
             )
     clips.attrs = {"data_set": path.stem if path.is_file() else path.name, "demo": False}
     return clips
+
+
+def name_clips(clips: pd.DataFrame) -> np.ndarray:
+    """Return a name for each clip, (n_clips,) of str: its file with the folder around it, `yes/anna_1.wav`.
+
+    Where the table has `clip_start`, windows of longer files have it behind the name, in seconds. Row numbers move when
+    a recording is added or removed, and names do not: predictions saved with them can be compared in a later run.
+    """
+    names = clips["path"].map(lambda path: "/".join(Path(path).parts[-2:]))
+    if "clip_start" in clips:
+        names += clips["clip_start"].map(" {:g}".format).where(clips["clip_start"].notna(), "")
+    return names.to_numpy()
 
 
 def write_split(clips: pd.DataFrame, path: str | os.PathLike, sides: tuple | None = None) -> Path:

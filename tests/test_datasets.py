@@ -18,7 +18,7 @@ import torch
 
 from shared_utils import datasets
 from shared_utils.audio import decode
-from shared_utils.datasets import ArrayDataset, download, load_esc50, load_folder, write_split
+from shared_utils.datasets import ArrayDataset, download, load_esc50, load_folder, name_clips, write_split
 from shared_utils.demo_data import make_everyday_sounds
 from shared_utils.splits import LeakError, audit, split_by_fold
 
@@ -194,6 +194,13 @@ def test_a_voice_with_many_takes_does_not_test_alone_where_fewer_folds_prevent_i
                 soundfile.write(tmp_path / word / f"v{voice}_{take}.wav", np.zeros(16, dtype=np.int16), 16000)
     clips = load_folder(tmp_path, source_pattern=r"^(.+?)_")
     assert clips.groupby("fold")["source"].nunique().min() >= 2 and clips["fold"].nunique() < 5
+
+
+def test_clips_are_named_by_file_and_start():
+    paths = ["/here/yes/anna_1.wav", "/there/noise/rain.wav", "/there/noise/rain.wav"]
+    clips = pd.DataFrame({"path": paths, "clip_start": [np.nan, 0.0, 12.25]})
+    assert name_clips(clips).tolist() == ["yes/anna_1.wav", "noise/rain.wav 0", "noise/rain.wav 12.25"]
+    assert name_clips(clips[["path"]].iloc[::-1]).tolist() == ["noise/rain.wav", "noise/rain.wav", "yes/anna_1.wav"]
 
 
 def test_a_class_that_cannot_be_everywhere_is_named(tmp_path, capsys):

@@ -84,10 +84,11 @@ def test_the_recurrent_models_see_the_reference_s_number_of_steps(recurrent):
     assert convolved.shape == (1, 128, 10, 25) and steps.shape == (1, 25, 256) and weights.shape == (1, 25, 1)
 
 
-@pytest.mark.parametrize("n_tokens", [51, 417])
-def test_attention_equals_the_fused_kernel_forwards_and_backwards(transformers, n_tokens):
+@pytest.mark.parametrize(("n_queries", "n_tokens"), [(51, 51), (417, 417), (1, 417)])
+def test_attention_equals_the_fused_kernel_forwards_and_backwards(transformers, n_queries, n_tokens):
     torch.manual_seed(0)
-    ours = [torch.randn(9, 4, n_tokens, 16, requires_grad=True) for _ in range(3)]  # nine clips: more than one part
+    # nine clips: more than one part where all tokens ask
+    ours = [torch.randn(9, 4, n, 16, requires_grad=True) for n in (n_queries, n_tokens, n_tokens)]
     theirs = [tensor.detach().clone().requires_grad_() for tensor in ours]
     mixed, expected = transformers["attend"](*ours), nn.functional.scaled_dot_product_attention(*theirs)
     torch.testing.assert_close(mixed, expected, atol=1e-5, rtol=1e-5)
@@ -115,11 +116,30 @@ def test_the_layer_equals_pytorch_s_own(transformers, pre_norm):
     x = torch.randn(3, 21, 64)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours(x, 2), theirs(x)[:, :2], atol=1e-5, rtol=1e-5)
         # and what the notebook draws is what the layer uses
         attention = ours.attention(x)
         _, _, value = ours.heads(x)
         mixed = (attention @ value).transpose(1, 2).flatten(2)
         torch.testing.assert_close(mixed, transformers["attend"](*ours.heads(x)).transpose(1, 2).flatten(2))
+
+
+def test_the_last_layer_works_out_the_class_token_alone_and_the_gradients_stay(transformers):
+    torch.manual_seed(0)
+    model, waveforms = transformers["GridTransformer"]("strided", 12).eval(), torch.randn(2, 16000)
+    outputs = []
+    for layer in model.layers:
+        layer.register_forward_hook(lambda module, arriving, leaving: outputs.append(leaving.shape[1]))
+    logits = model(waveforms)
+    assert outputs == [417, 417, 417, 1]
+    x = model.tokens(waveforms)
+    for layer in model.layers:
+        x = layer(x)
+    expected = model.head(x[:, 0])
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    gradients = [torch.autograd.grad(out.logsumexp(1).sum(), list(model.parameters())) for out in (logits, expected)]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
 
 
 def test_sine_positions_tell_every_cell_from_every_other(transformers):
@@ -166,7 +186,7 @@ def test_checkpointing_changes_memory_and_not_the_gradient(transformers):
             model(torch.randn(2, 16000)).sum().backward()
         gradients.append((model.projection.weight.grad, memory.peak))
     torch.testing.assert_close(gradients[0][0], gradients[1][0])
-    assert gradients[1][1] < 0.6 * gradients[0][1]
+    assert gradients[1][1] < 0.65 * gradients[0][1]  # three layers of four: the last one keeps little either way
 
 
 def test_peak_memory_counts_what_is_alive(transformers):
