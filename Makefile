@@ -2,7 +2,8 @@
 PYTHON ?= python3
 export ONLY DATA_DIR SET THEME REPOSITORY
 # On Linux, memory that a training step frees is kept for the next one, where glibc would hand it back and have the kernel
-# clear it anew, page by page: an epoch of the CRNN takes a tenth less time. Other systems do not read these.
+# clear it anew, page by page: with two trainings side by side, the CRNN's takes a tenth less time. Other systems do not
+# read these.
 export MALLOC_MMAP_THRESHOLD_ = 33554432
 export MALLOC_TRIM_THRESHOLD_ = 2147483647
 
