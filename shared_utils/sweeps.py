@@ -49,9 +49,11 @@ def sweep(
     arrays or tables that `train` finds in the notebook, are not looked at.
 
     Returns settings, results and seconds (of the run, unless `train` returns its own). Where runs have failed a column
-    `error` says why; they are not stored, the others go on. Ctrl-C returns what is there. Raises ValueError for an
-    empty grid or settings that `train` does not take or that are called seconds or error, RuntimeError if Ray is not
-    installed.
+    `error` says why; they are not stored, the others go on. If a process dies, the runs that it took along are done
+    again, one at a time. Ctrl-C returns what is there.
+
+    Raises ValueError for an empty grid or settings that `train` does not take or that are called seconds or error,
+    RuntimeError if Ray is not installed.
     """
     rows = _expand_grid(grid)
     if executor not in EXECUTORS:
@@ -165,20 +167,29 @@ def _run_in_processes(train: Callable, todo: list[tuple[str, dict]], n_workers: 
     from joblib.externals.loky.process_executor import BrokenProcessPool
 
     n_threads = max(1, torch.get_num_threads() // n_workers)
-    # copy on write: PyTorch warns of arrays that it may not write to
+    # With one job joblib would stay in this process, and a run that dies would end it: two, of which one is never given
+    # a run. Copy on write: PyTorch warns of arrays that it may not write to.
     parallel = Parallel(
-        n_workers, backend="loky", return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs", mmap_mode="c"
-    )
+        max(2, n_workers), backend="loky", return_as="generator_unordered", batch_size=1, pre_dispatch=n_workers,
+        mmap_mode="c",
+    )  # fmt: skip
     finished = set()
     try:
         for key, outcome in parallel(delayed(_run_one)(train, settings, key, n_threads) for key, settings in todo):
             finished.add(key)
             yield key, outcome
     except BrokenProcessPool:
-        error = "the process of this run or of one beside it has died, for want of memory as a rule; use fewer workers"
+        if len(todo) == 1:
+            error = "the process of this run has died, with no other run beside it: for want of memory as a rule"
+            yield todo[0][0], {"error": error, "seconds": math.nan}
+            return
+        # A process that dies takes those beside it along, and nobody knows which it was; runs are started in order, so
+        # it should be one of the first that are left: each of them anew and alone, then the others.
         left = [(key, settings) for key, settings in todo if key not in finished]
-        yield from ((key, {"error": error, "seconds": math.nan}) for key, _ in left[:n_workers])
-        if left[n_workers:]:  # no more than n_workers are started at a time, in order: these never were
+        print(f"A process has died: {len(left[:n_workers])} of the runs are done again, one at a time.", flush=True)
+        for run in left[:n_workers]:
+            yield from _run_in_processes(train, [run], n_workers)
+        if left[n_workers:]:
             yield from _run_in_processes(train, left[n_workers:], n_workers)
     except BaseException:
         get_reusable_executor().shutdown(wait=False, kill_workers=True)  # or the runs would go on unseen
