@@ -25,7 +25,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.lines import Line2D
 from matplotlib.patches import ConnectionPatch, FancyBboxPatch, Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
@@ -45,8 +45,21 @@ HIT, FALSE_ALARM = {"marker": "o", **DOT}, {"marker": "X", "markersize": 14, "ma
 FEW = 5  # answers that say little about how often such answers are right
 RECOLOURED = "recoloured"  # gid of an image that is drawn in the figure's own colours, not in those of a colour map
 WORD_PAD = 0.2  # ems between a word and the edge of its box, and between two boxes
+# What DejaVu Sans lacks, Chinese class names say, is drawn in those of these that the system has; □ where it has none.
+OTHER_FONTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic",
+    "Hiragino Sans", "Noto Sans Devanagari", "Nirmala UI", "Noto Sans Thai", "Tahoma",
+)  # fmt: skip
+
+
+def _font_families() -> list[str]:
+    there = {(font.name, font.weight) for font in fontManager.ttflist}
+    # titles are bold: of a family without it matplotlib would say so below every figure
+    return ["DejaVu Sans", *(name for name in OTHER_FONTS if {(name, 400), (name, 700)} <= there)]
+
+
 STYLE = {
-    "axes.prop_cycle": matplotlib.cycler(color=COLOURS), "font.family": "DejaVu Sans", "font.size": 15,
+    "axes.prop_cycle": matplotlib.cycler(color=COLOURS), "font.family": _font_families(), "font.size": 15,
     "axes.titlesize": 16, "axes.labelsize": 15, "xtick.labelsize": SMALLEST, "ytick.labelsize": SMALLEST,
     "legend.fontsize": SMALLEST, "legend.frameon": False, "axes.titlelocation": "left", "axes.titlepad": 8,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": GREY, "xtick.color": GREY, "ytick.color": GREY,
@@ -1303,7 +1316,7 @@ def plot_word_effects(
     the second of the two `class_names`. All sentences share one scale, to the largest effect, at least 0.05. `labels`
     has a short text a sentence, such as "positive 93 %", drawn above it, or before it where there is not room enough.
     One way to measure effects is to leave out a word at a time: Li et al., Understanding Neural Networks through
-    Representation Erasure (2016). Characters that the font lacks, such as emoji, are drawn as □.
+    Representation Erasure (2016). Characters that no font has, such as emoji, are drawn as □.
 
     Raises ValueError for lengths that differ, effects that are not between -1 and 1, and more text than fits.
     """
@@ -2096,12 +2109,12 @@ def _effect_colours(effects: np.ndarray) -> np.ndarray:
 
 
 def _fit(text: str, ems: float, weight: str = "normal") -> str:
-    """Return a line of text that the font can draw, □ for what it lacks, shortened to a width in ems."""
-    from matplotlib.font_manager import findfont, get_font
-
-    font = get_font(findfont(FontProperties(weight=weight)))
+    """Return a line of text that the fonts can draw, □ for what they lack, shortened to a width in ems."""
+    families = matplotlib.rcParams["font.family"]
+    fonts = [get_font(findfont(FontProperties(family=name, weight=weight))) for name in families]
     text = " ".join(str(text).split())
-    text = "".join(letter if font.get_char_index(ord(letter)) else "□" for letter in text) or " "
+    drawn = (letter if any(font.get_char_index(ord(letter)) for font in fonts) else "□" for letter in text)
+    text = "".join(drawn) or " "
     while text_width(text, 72, weight) > ems:  # an em of 72 points is an inch
         text = shorten(text, max(1, 9 * len(text) // 10))
     return text

@@ -14,6 +14,9 @@ import pandas as pd
 import pytest
 import sklearn.metrics
 import soundfile
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib.font_manager import fontManager
 from matplotlib.text import Text
 from nbclient import NotebookClient
 from PIL import Image
@@ -604,6 +607,39 @@ def test_lines_on_a_logarithmic_axis_have_few_plain_ticks_and_names_at_their_hei
     (label,) = ax.texts
     line = ax.transAxes.inverted().transform(ax.transData.transform((0, 1.0)))[1]
     assert label.get_text() == "clipped at 1" and label.xyann[1] == pytest.approx(line, abs=0.02)
+
+
+def test_a_font_of_the_system_draws_what_the_usual_one_lacks(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(fontManager, "ttflist", [font for font in fontManager.ttflist if font.name == "DejaVu Sans"])
+    assert plotting._font_families() == ["DejaVu Sans"]
+    pen = TTGlyphPen(None)
+    for x, y in [(0, 0), (0, 700), (700, 700), (700, 0)]:
+        (pen.lineTo if x or y else pen.moveTo)((x, y))
+    pen.closePath()
+    for weight in (400, 700):
+        assert plotting._font_families() == ["DejaVu Sans"]  # until there is a bold one
+        font = FontBuilder(1000, isTTF=True)
+        font.setupGlyphOrder([".notdef", "day"])
+        font.setupCharacterMap({ord("日"): "day"})
+        font.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "day": pen.glyph()})
+        font.setupHorizontalMetrics({".notdef": (1000, 0), "day": (1000, 0)})
+        font.setupHorizontalHeader(ascent=800, descent=-200)
+        font.setupNameTable({"familyName": "Noto Sans CJK JP", "styleName": {400: "Regular", 700: "Bold"}[weight]})
+        font.setupOS2(usWeightClass=weight, sTypoAscender=800, sTypoDescender=-200)
+        font.setupPost()
+        font.save(tmp_path / f"{weight}.ttf")
+        fontManager.addfont(tmp_path / f"{weight}.ttf")
+    monkeypatch.setitem(plotting.STYLE, "font.family", plotting._font_families())
+    assert plotting.STYLE["font.family"] == ["DejaVu Sans", "Noto Sans CJK JP"]
+    clips = pd.DataFrame({"class_name": ["日日日", "dog"]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib's, of letters that it lacks
+        words = plotting.plot_word_effects([["日", "本"]], [[0.1] * 2], ["日"], ("bad", "good"), title="日")
+        for kind in ("png", "svg", "pdf"):
+            words.savefig(io.BytesIO(), format=kind)
+            plotting.plot_class_counts(clips, title="日").savefig(io.BytesIO(), format=kind)
+    assert [word.get_text() for word, _ in boxes_of(words.axes[0])] == ["日", "□"]
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
@@ -1256,7 +1292,8 @@ def test_words_stand_in_their_boxes_in_lines_that_end_inside_the_figure(n_senten
     assert len(np.unique(bottoms)) <= 3 * n_sentences
 
 
-def test_words_that_the_font_cannot_draw_are_boxes_and_dollars_are_dollars():
+def test_words_that_the_font_cannot_draw_are_boxes_and_dollars_are_dollars(monkeypatch):
+    monkeypatch.setitem(plotting.STYLE, "font.family", ["DejaVu Sans"])
     words = ["$x^2$", "🎬", "日本", "a\tb", "", "\ud83d", "W" * 300, "naïve"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
