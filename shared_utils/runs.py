@@ -38,7 +38,7 @@ from torch import nn
 from shared_utils import spectrograms
 from shared_utils.audio import decode
 from shared_utils.device import name_device, name_error, pick_device, resolve_path, write_whole
-from shared_utils.sources import model_source
+from shared_utils.sources import is_literal, model_source
 
 FRONT_ENDS = ("KaldiFbank", "LogMel", "Mfcc")
 _RUN_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
@@ -47,6 +47,7 @@ _RECORD = {
     "notebook": str, "created": str, "headline": str, "settings": dict, "preprocessing": dict, "class_names": list,
     "metrics": dict, "data": dict, "model": dict,
 }  # fmt: skip
+RUN_MODULE = "run_"  # how the names of the modules begin that model.py of loaded runs become
 LONGEST_NAME = 40
 
 
@@ -102,7 +103,8 @@ def save_run(
         publish_as: name under which `make results` keeps this run in the repository, in models/<publish_as>/.
 
     The folder is loaded once before it gets its name, so what is saved can be loaded. Raises ValueError for a value
-    that is no plain one, and for a model whose source uses something that cannot be copied.
+    that is no plain one, for a model whose source uses something that cannot be copied, and for one that would be built
+    again with other plain attributes, such as a number of heads that has been changed after the training.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
     parent = resolve_path(folder) / notebook
@@ -122,6 +124,8 @@ def save_run(
     files = {"run.json": to_json(record), "model.py": model_source(type(model), notebook)}
     files["history.csv"] = history.to_csv(index=False)
     if results is not None:
+        if record["interrupted"]:
+            results = [row | {"protocol": f"{row.get('protocol', '')}; stopped by hand"} for row in results]
         files["results.json"] = to_json(to_plain("results", results))
     if predictions is not None:
         files["predictions.csv"] = predictions.to_csv(index=False, float_format="%.4g")
@@ -133,16 +137,39 @@ def save_run(
             (temporary / name).write_text(text, encoding="utf-8")
         save_model(model, str(temporary / "weights.safetensors"))
         try:
-            load_run(temporary)
+            loaded = load_run(temporary).model
         except ValueError as error:
             reason = str(error).replace(f"{temporary}", "the run")
             raise ValueError(f"Nothing saved, because it could not be loaded again ({reason})") from error
+        difference = _find_difference(model, loaded)
+        if difference is not None:
+            raise ValueError(
+                f"Nothing saved, because what would be loaded is not the model that learned: {difference}. A setting "
+                "has changed since; set it back, or train again."
+            )
         temporary.chmod(0o755)  # mkdtemp's folders and safetensors' files are for one user only
         (temporary / "weights.safetensors").chmod(0o644)
         digest = hashlib.sha256(to_json(record["settings"]).encode()).hexdigest()
         return _rename(temporary, parent, created, digest[:8])
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _find_difference(model: nn.Module, loaded: nn.Module) -> str | None:
+    """Say in which plain attribute a model differs from itself loaded again, in layers of its own file or of PyTorch.
+
+    Others, those of transformers say, note how they were trained.
+    """
+    others = dict(loaded.named_modules())
+    for place, module in model.named_modules():
+        kind, other = type(module).__module__, others.get(place)
+        if other is None or not (kind == type(model).__module__ or kind.startswith("torch.nn.")):
+            continue
+        for name in sorted(vars(module).keys() & vars(other).keys() - {"training"}):
+            was, is_now = getattr(module, name), getattr(other, name)
+            if name[0] != "_" and is_literal(was) and is_literal(is_now) and not isinstance(was, set) and was != is_now:
+                return f"{place + '.' if place else ''}{name} was {was!r} and would be {is_now!r}"
+    return None
 
 
 def load_run(path: str | os.PathLike, folder: str | os.PathLike = "models") -> Run:
@@ -638,7 +665,7 @@ def _build_model(run: Path, description: dict) -> nn.Module:
     path, name = run / "model.py", description["class"]
     if not path.is_file():
         raise FileNotFoundError(f"{run} has no model.py; the run is incomplete, use another or train again.")
-    module_name = "run_" + hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    module_name = RUN_MODULE + hashlib.sha256(str(path).encode()).hexdigest()[:16]
     spec = importlib.util.spec_from_file_location(module_name, path)
     module = importlib.util.module_from_spec(spec)
     linecache.checkcache(str(path))

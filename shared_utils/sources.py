@@ -2,6 +2,7 @@
 
 import __future__
 
+import argparse
 import ast
 import builtins
 import contextlib
@@ -16,7 +17,7 @@ import sysconfig
 import textwrap
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def function_sources(train: Callable) -> dict[str, str]:
 
     def visit_one(name: str, value: object) -> None:
         target = inspect.unwrap(value) if callable(value) and not isinstance(value, nn.Module) else value
-        if _is_literal(value) or isinstance(value, np.generic | range):
+        if is_literal(value) or isinstance(value, np.generic | range):
             found[name] = _stable_text(value)
         elif isinstance(value, functools.partial):
             visit_all(name, {"function": value.func, "arguments": value.args, "keywords": value.keywords})
@@ -79,9 +80,12 @@ def function_sources(train: Callable) -> dict[str, str]:
             visit_all(name, dict(enumerate(value)))
         elif isinstance(value, nn.Module):  # augmentation, as a rule: its settings, not its weights
             for place, module in value.named_modules():
-                settings = {key: item for key, item in vars(module).items() if key != "training" and _is_literal(item)}
+                own = {key: item for key, item in vars(module).items() if key not in _OF_EVERY_MODULE}
+                settings = {key: item for key, item in own.items() if is_literal(item)}
                 found[f"{name}.{place}"] = _stable_text([type(module).__name__, settings])
                 visit(type(module).__name__, type(module))
+                for key in sorted(own.keys() - settings.keys()):  # functions that it was given, numbers of NumPy
+                    visit(f"{name}.{place}.{key}", own[key])
         elif isinstance(target, type | types.FunctionType) and target.__module__ == root.__module__:
             found[name] = _source_text(target)
             for function in _functions_of(target) if isinstance(target, type) else [target]:
@@ -96,10 +100,17 @@ def function_sources(train: Callable) -> dict[str, str]:
             found[name] = f"{target.__module__}.{target.__qualname__}"
         elif isinstance(value, float | Path | torch.dtype | torch.device | enum.Enum):  # floats: infinity
             found[name] = repr(value)
-        elif isinstance(value, types.SimpleNamespace):
+        elif isinstance(value, types.MethodType):
+            visit_all(name, {"object": value.__self__, "function": value.__func__})
+        elif isinstance(value, types.SimpleNamespace | argparse.Namespace):
             visit_all(name, vars(value))
-        elif is_dataclass(value):
-            visit_all(name, {part.name: getattr(value, part.name) for part in fields(value)})
+        elif type(value).__module__ == root.__module__ or callable(value):
+            kind = type(value)
+            if _functions_of(kind) or kind.__module__ != root.__module__:
+                visit(kind.__name__, kind)
+            else:  # a notebook's class without methods has no source
+                visit_all(kind.__name__, {key: item for key, item in vars(kind).items() if not key.startswith("__")})
+            visit(f"{name}.", _attributes(value))
 
     def visit_all(name: str, values: dict) -> None:
         found[name] = found.get(name, type(values).__name__)
@@ -108,6 +119,17 @@ def function_sources(train: Callable) -> dict[str, str]:
 
     visit(root.__name__, train if isinstance(train, functools.partial) else root)
     return found
+
+
+_OF_EVERY_MODULE = vars(nn.Module()).keys()  # parameters, hooks and what else PyTorch keeps
+
+
+def _attributes(value: object) -> dict | tuple | None:
+    """Return the attributes of an object, those in slots too, or None where C keeps them."""
+    try:
+        return object.__getstate__(value)
+    except TypeError:
+        return None
 
 
 @dataclass
@@ -128,7 +150,7 @@ def _collect(name: str, value: object, user: str, names: dict, root: type, parts
         package, _, own_name = value.__name__.rpartition(".")
         line = f"from {package} import {name}" if package and own_name == name else f"import {value.__name__}"
         parts[name] = _Part("import", line + ("" if own_name == name else f" as {name}"))
-    elif _is_literal(value):
+    elif is_literal(value):
         parts[name] = _Part("constant", f"{name} = {value!r}")
     elif is_own and target.__name__ == name:
         text, future = _find_source(target, user)
@@ -171,7 +193,8 @@ def _functions_of(model_class: type) -> list[types.FunctionType]:
         member = getattr(member, "fget", None) or getattr(member, "__func__", None) or member
         if callable(member) and isinstance(inspect.unwrap(member), types.FunctionType):
             functions.append(inspect.unwrap(member))
-    return [function for function in functions if function.__module__ == model_class.__module__]
+    written = [function for function in functions if function.__code__.co_filename != "<string>"]  # not by dataclass
+    return [function for function in written if function.__module__ == model_class.__module__]
 
 
 def _find_source(target: type | types.FunctionType, user: str) -> tuple[str, bool]:
@@ -215,11 +238,12 @@ def _used_names(source: str) -> tuple[set[str], set[str]]:
     return needs, calls
 
 
-def _is_literal(value: object) -> bool:
+def is_literal(value: object) -> bool:
+    """Say whether `repr` of a value is Python that makes it again: plain numbers, texts, and lists or dicts of them."""
     if isinstance(value, list | tuple | set) and type(value) in (list, tuple, set):
-        return all(_is_literal(item) for item in value)
+        return all(is_literal(item) for item in value)
     if type(value) is dict:
-        return all(_is_literal(item) for pair in value.items() for item in pair)
+        return all(is_literal(item) for pair in value.items() for item in pair)
     if type(value) is float:
         return math.isfinite(value)
     return value is None or type(value) in (bool, int, str, bytes)

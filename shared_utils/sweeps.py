@@ -8,6 +8,7 @@ import json
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +18,7 @@ import pandas as pd
 import torch
 
 from shared_utils.device import name_error, resolve_path, set_threads, write_whole
-from shared_utils.runs import read_versions, to_json, to_plain
+from shared_utils.runs import RUN_MODULE, read_versions, to_json, to_plain
 from shared_utils.sources import function_sources
 
 EXECUTORS = ("serial", "processes", "ray")
@@ -164,8 +165,13 @@ def _run_one(train: Callable, settings: dict, key: str = "", n_threads: int | No
 def _run_in_processes(train: Callable, todo: list[tuple[str, dict]], n_workers: int) -> Iterator[tuple[str, dict]]:
     from joblib import Parallel, delayed
     from joblib.externals.loky import get_reusable_executor
+    from joblib.externals.loky.cloudpickle_wrapper import dumps
     from joblib.externals.loky.process_executor import BrokenProcessPool
 
+    cloudpickle = sys.modules[dumps.__module__]  # before joblib 1.6 a copy of its own
+    for name, module in list(sys.modules.items()):
+        if name.startswith(RUN_MODULE):  # the classes of a loaded run, whose module the processes cannot import
+            cloudpickle.register_pickle_by_value(module)
     n_threads = max(1, torch.get_num_threads() // n_workers)
     # With one job joblib would stay in this process, and a run that dies would end it: two, of which one is never given
     # a run. Copy on write: PyTorch warns of arrays that it may not write to.
@@ -178,7 +184,12 @@ def _run_in_processes(train: Callable, todo: list[tuple[str, dict]], n_workers: 
         for key, outcome in parallel(delayed(_run_one)(train, settings, key, n_threads) for key, settings in todo):
             finished.add(key)
             yield key, outcome
-    except BrokenProcessPool:
+    except BrokenProcessPool as broken:
+        if "un-serialize" in str(broken):  # a process could not make `train` of what it was sent: none will
+            reason = str(broken.__cause__).strip('" \n').splitlines()[-1]  # of a traceback in words
+            error = f"a process could not read what train uses ({reason}); use the executor serial"
+            yield from ((key, {"error": error, "seconds": math.nan}) for key, _ in todo if key not in finished)
+            return
         if len(todo) == 1:
             error = "the process of this run has died, with no other run beside it: for want of memory as a rule"
             yield todo[0][0], {"error": error, "seconds": math.nan}

@@ -216,6 +216,9 @@ def fit(
         raise ValueError(f"monitor={monitor!r} is unknown; choose val_accuracy or val_loss.")
     if mixup_alpha and mix is not None:
         raise ValueError(f"Both mixup_alpha={mixup_alpha} and mix would blend the clips of a batch; give one of them.")
+    for name, least in {"patience": patience, "max_grad_norm": max_grad_norm}.items():
+        if least is not None and not least > 0:
+            raise ValueError(f"{name}={least} would let nothing be learned; give None to switch it off.")
     if not 1 <= accumulate <= batch_size:
         raise ValueError(f"accumulate={accumulate} does not fit batch_size={batch_size}; give 1 to {batch_size}.")
     n_processes = count_processes()
@@ -444,7 +447,10 @@ def cross_validate(
         predictions: DataFrame, one row a seed and test clip: seed, fold, clip (row of `clips`), target, predicted,
             correct, view_correct (share of the views), first_view_correct, p0, p1, ... (probability a class).
         histories: (seed, fold) -> history of `fit`. model: the first trained model.
-    Ctrl-C ends it with the rounds so far, the last with its best weights so far; before there are any, it is raised.
+    Ctrl-C ends it with the rounds so far, the last with its best weights so far, and all histories say `interrupted`;
+    before there are any, it is raised. A round that fails (see `fit`) raises its error, whose `finished` is the dict of
+    the rounds before it.
+
     Raises ValueError, before anything is trained, where a round's training, validation or test clips lack a class, or
     share one, for `clips` of another length than `dataset`, and for a checkpoint of `fit`: it belongs to one round.
     """
@@ -474,7 +480,14 @@ def cross_validate(
         judge = evaluate
         dataset = put_on_device(dataset, pick_place(fit_arguments.get("device", "auto")))
     places = {name: fit_arguments[name] for name in ("device", "precision") if name in fit_arguments}
-    rows, predictions, histories, first_model = [], [], {}, None
+    rows, predictions, histories, models, stopped = [], [], {}, [], False
+
+    def collect() -> dict:
+        for history in histories.values():
+            history.attrs["interrupted"] |= stopped
+        whole = pd.concat(predictions, ignore_index=True)
+        return {"folds": pd.DataFrame(rows), "predictions": whole, "histories": histories, "model": models[0]}
+
     for number, ((seed, fold), (train, val, test)) in enumerate(zip(rounds, sides, strict=True), 1):
         train_set, val_set, test_set = (Subset(dataset, indices.tolist()) for indices in (train, val, test))
         title = f"test fold {fold}, seed {seed} ({number} of {len(rounds)})"
@@ -490,8 +503,14 @@ def cross_validate(
             if not rows:
                 raise
             print(f"Stopped by hand: {len(rows)} of {len(rounds)} rounds.")
+            stopped = True
             break
-        first_model = model if first_model is None else first_model
+        except (FloatingPointError, RuntimeError) as error:
+            if rows:
+                error.finished = collect()
+                error.add_note(f"{len(rows)} of {len(rounds)} rounds are finished and kept in the error's `finished`.")
+            raise
+        models = models or [model]
         histories[seed, int(fold)] = history
         best = history.set_index("epoch").loc[history.attrs["best_epoch"]]
         rows.append({
@@ -510,13 +529,9 @@ def cross_validate(
         }))  # fmt: skip
         if history.attrs["interrupted"]:
             print(f"Stopped by hand: {number} of {len(rounds)} rounds, the last one shorter than asked.")
+            stopped = True
             break
-    return {
-        "folds": pd.DataFrame(rows),
-        "predictions": pd.concat(predictions, ignore_index=True),
-        "histories": histories,
-        "model": first_model,
-    }
+    return collect()
 
 
 def _check_split(clips: pd.DataFrame, rounds: list[tuple], sides: list[tuple]) -> None:

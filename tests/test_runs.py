@@ -368,9 +368,11 @@ def test_comparison_shows_only_the_settings_that_differ(save, tmp_path, capsys):
 def test_a_run_that_was_stopped_by_hand_says_so(save, tmp_path):
     stopped = make_history()
     stopped.attrs["interrupted"] = True
-    run = save(history=stopped)
-    save()
+    results = [{"metric": "test_accuracy", "value": 0.75, "protocol": "folds 1, 2"}]
+    run = save(history=stopped, results=results)
+    assert [row["protocol"] for row in load_run(save(results=results)).results] == ["folds 1, 2"]
     assert json.loads((run / "run.json").read_text())["interrupted"] is True
+    assert [row["protocol"] for row in load_run(run).results] == ["folds 1, 2; stopped by hand"]
     assert compare_runs("tiny", folder=tmp_path)["epochs"].tolist() == [3, "3, stopped"]
 
 
@@ -436,6 +438,16 @@ def test_what_could_not_be_loaded_is_not_saved(save, tmp_path, changes, message)
     with pytest.raises(ValueError, match=message):
         save(**changes)
     assert not (tmp_path / "tiny").exists() or tiny(tmp_path) == []
+
+
+def test_a_model_that_would_be_built_otherwise_is_not_saved(save, tmp_path):
+    model = Classifier(32, 3)
+    model.dropout.p = 0.1
+    with pytest.raises(ValueError, match=r"not the model that learned: dropout\.p was 0\.1 and would be 0\.5\. A sett"):
+        save(model=model)
+    assert tiny(tmp_path) == []
+    model.dropout.p, model.layer.scale = 0.5, 2  # set afterwards: nothing in model.py knows of it
+    save(model=model.train())
 
 
 def test_full_disk_leaves_nothing_behind(save, tmp_path, monkeypatch):

@@ -130,6 +130,40 @@ def test_what_the_run_uses_of_the_notebook_decides_whether_it_is_computed_anew(c
     assert computed() == []
 
 
+MIXER = "class Mixer:\n    def __init__(self, p):\n        self.p = p\n"
+MIXER += "    def __call__(self, x):\n        return x + self.p\n"
+MIXER += "    def twice(self, x):\n        return self(2 * x)\n"
+APPLY = "class Apply(nn.Module):\n    def __init__(self, f):\n        super().__init__()\n        self.f = f\n"
+APPLY += "    def forward(self, x):\n        return self.f(x)\n\n\ndef double(x):\n    return 2 * x\n\n\n"
+SLOTTED = "class Slotted:\n    __slots__ = ('p',)\n    def __init__(self, p):\n        self.p = p\n"
+SLOTTED += "    def __call__(self, x):\n        return x + self.p\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "values"),
+    [
+        (MIXER + "USED = Mixer(2)", "USED = Mixer(3)", (3, 4)),
+        (MIXER + "USED = Mixer(2)", MIXER.replace("+ self", "- self") + "USED = Mixer(2)", (3, -1)),
+        (MIXER + "USED = Mixer(2).twice", "USED = Mixer(3).twice", (4, 5)),
+        (MIXER + "USED = Mixer(2).twice", MIXER.replace("2 * x", "x") + "USED = Mixer(2).twice", (4, 3)),
+        (SLOTTED + "USED = Slotted(2)", "USED = Slotted(3)", (3, 4)),
+        ("import argparse\nP = argparse.Namespace(p=2)\ndef USED(x):\n    return x + P.p", "P.p = 3", (3, 4)),
+        (APPLY + "USED = Apply(double)", "def double(x):\n    return 3 * x\nUSED = Apply(double)", (2, 3)),
+        (APPLY + "USED = Apply(lambda x: x + USED.p)\nUSED.p = np.int64(3)", "USED.p = np.int64(4)", (4, 5)),
+        ("class Plain:\n    p = 2\n\n\nPLAIN = Plain()\ndef USED(x):\n    return x + PLAIN.p", "Plain.p = 3", (3, 4)),
+    ],
+)  # fmt: skip
+def test_objects_of_the_notebook_decide_as_well(cell, tmp_path, first, then, values):
+    cell("import numpy as np\n" + first)
+    train = "def train(x):\n    return {'value': int(USED(x))}"
+    assert sweep(cell(train), {"x": [1]}, name="words", folder=tmp_path)["value"].tolist() == [values[0]]
+    cell(then)
+    assert sweep(cell(train), {"x": [1]}, name="words", folder=tmp_path)["value"].tolist() == [values[1]]
+    assert len(list((tmp_path / "words" / "sweep").iterdir())) == 2
+    sweep(cell(train), {"x": [1]}, name="words", folder=tmp_path)
+    assert len(list((tmp_path / "words" / "sweep").iterdir())) == 2
+
+
 def test_the_order_in_which_settings_are_written_changes_nothing(cell, computed, tmp_path):
     train = cell("pass")
     first = sweep(train, GRID, name="words", folder=tmp_path)
@@ -252,6 +286,29 @@ def test_a_process_that_dies_is_an_error_of_its_run_alone(cell, tmp_path, n_work
     died = "the process of this run has died"
     assert {lr: error[: len(died)] for lr, error in table["error"].items() if error} == {2: died, 5: died}
     np.testing.assert_allclose(table["accuracy"], [0, 1, np.nan, 3, 4, np.nan])
+
+
+def test_what_a_process_cannot_read_is_no_want_of_memory(cell, tmp_path, monkeypatch):
+    ghost = types.ModuleType("ghost")
+    monkeypatch.setitem(sys.modules, "ghost", ghost)
+    exec("class Ghost:\n    pass", vars(ghost))
+    cell("from ghost import Ghost\n\nHAUNTED = [Ghost()]")
+    train = cell("def train(lr):\n    return {'accuracy': lr * len(HAUNTED)}")
+    table = sweep(train, {"lr": [1, 2, 3]}, name="words", folder=tmp_path, executor="processes", n_workers=2)
+    error = "a process could not read what train uses (ModuleNotFoundError: No module named 'ghost'); use the executor "
+    assert table["error"].tolist() == [f"{error}serial"] * 3
+
+
+def test_processes_can_go_on_from_a_loaded_run(cell, tmp_path):
+    cell("class Net(nn.Linear):\n    def forward(self, x):\n        return super().forward(x) + 1\n\n\nnet = Net(2, 3)")
+    cell("import pandas as pd\nfrom shared_utils.runs import load_run, save_run\n"
+         "args, none = {'in_features': 2, 'out_features': 3}, pd.DataFrame({'epoch': [1]})\n"
+         "run = save_run('net', net, {}, list('abc'), {'sample_rate': 1}, none, {}, '', model_arguments=args,\n"
+         f"               folder={str(tmp_path)!r})\nSTART = load_run(run).model")  # fmt: skip
+    train = cell("def train(scale):\n    return {'value': START(scale * torch.ones(1, 2)).sum().item()}")
+    here = sweep(train, {"scale": [1, 2]}, name="here", folder=tmp_path)
+    there = sweep(train, {"scale": [1, 2]}, name="there", folder=tmp_path, executor="processes")
+    np.testing.assert_allclose(there["value"], here["value"], rtol=1e-6)
 
 
 def test_what_holds_itself_and_slots_can_be_swept(cell, tmp_path):

@@ -544,6 +544,7 @@ def test_an_interrupted_cross_validation_keeps_what_is_done(data):
     part = cross_validate(Net, Impatient(inputs, targets), clips, **arguments)
     n_done = len(part["folds"])
     assert 1 <= n_done < 5 and part["folds"]["test_accuracy"][0] == whole["folds"]["test_accuracy"][0]
+    assert [history.attrs["interrupted"] for history in part["histories"].values()] == [True] * n_done
     Impatient.left = 1
     with pytest.raises(KeyboardInterrupt, match="before the end of the first epoch"):
         cross_validate(Net, Impatient(inputs, targets), clips, **arguments)
@@ -579,7 +580,43 @@ def test_ctrl_c_between_two_trainings_keeps_the_rounds_before(data, monkeypatch,
     part = cross_validate(make_model, ArrayDataset(*data), clips, **arguments)
     assert part["folds"]["test_accuracy"].tolist() == whole["folds"]["test_accuracy"].tolist()[:2]
     assert list(part["histories"]) == [(0, 1), (0, 2)] and len(part["predictions"]) < len(whole["predictions"]) / 2
+    assert [history.attrs["interrupted"] for history in part["histories"].values()] == [True, True]
+    assert not any(history.attrs["interrupted"] for history in whole["histories"].values())
     assert "Stopped by hand: 2 of 5 rounds." in capsys.readouterr().out
+
+
+def test_a_round_that_fails_leaves_the_rounds_before_it(data):
+    inputs, targets = data
+    clips = pd.DataFrame({"fold": np.arange(66) // 3 % 5 + 1})
+    arguments = {"epochs": 1, "batch_size": 16, "device": "cpu", "progress": False}
+    whole = cross_validate(Net, ArrayDataset(inputs, targets), clips, **arguments)
+    n_built = 0
+
+    def build():
+        nonlocal n_built
+        n_built += 1
+        model = Net()
+        if n_built == 3:
+            nn.init.constant_(model.head.weight, math.nan)
+        return model
+
+    with pytest.raises(FloatingPointError, match="loss is nan") as caught:
+        cross_validate(build, ArrayDataset(inputs, targets), clips, **arguments)
+    assert caught.value.__notes__ == ["2 of 5 rounds are finished and kept in the error's `finished`."]
+    pd.testing.assert_frame_equal(
+        caught.value.finished["folds"].drop(columns="seconds"), whole["folds"].drop(columns="seconds")[:2]
+    )
+    assert not any(history.attrs["interrupted"] for history in caught.value.finished["histories"].values())
+    n_built = 2
+    with pytest.raises(FloatingPointError) as caught:
+        cross_validate(build, ArrayDataset(inputs, targets), clips, **arguments)
+    assert not hasattr(caught.value, "finished")
+
+
+@pytest.mark.parametrize("name", ["patience", "max_grad_norm"])
+def test_what_would_let_nothing_be_learned_is_refused(sets, name):
+    with pytest.raises(ValueError, match=f"{name}=0 would let nothing be learned; give None to switch it off"):
+        train(sets, **{name: 0})
 
 
 def test_ctrl_c_before_there_is_an_epoch_is_raised(sets):
