@@ -92,7 +92,7 @@ def _name(run: dict) -> str:
 
 
 def _name_data(run: dict) -> str:
-    return _clean(name_data(run))
+    return _clean(", ".join(filter(None, [name_data(run), run["tested"]])))
 
 
 def _name_score(run: dict) -> str:

@@ -17,6 +17,7 @@ import re
 import stat
 import tarfile
 import tempfile
+import unicodedata
 import urllib.error
 import urllib.request
 import warnings
@@ -312,7 +313,8 @@ def load_folder(
         clips["source"] = [_path_from(folder, file) for file in clips["path"]]
     twins = _find_twins(clips["source"])
     if twins:
-        print(f"Sources that differ in capitals only count as different: {_first(twins)}; rename them if they are one.")
+        alike = f"Sources that differ in capitals or spaces only count as different: {_first(twins)}"
+        print(f"{alike}; rename them if they are one.")
     if "split" in clips and "fold" not in clips:
         clips["fold"] = clips["split"].map({"test": 1, "val": 2, "train": 3})
         print("The column split makes three folds: 1 is test, 2 is val, 3 is train. Visit fold 1 only.")
@@ -476,8 +478,9 @@ def load_sentences(path: str | os.PathLike, text: str | None = None, label: str 
     """Return your own sentences, the rows of an .xlsx (first sheet) or .csv file, as a table.
 
     The first row names the columns. `text` and `label` name those with the sentences and their classes; None finds
-    text, sentence, review, ... and label, sentiment, class, ... Labels are words or numbers, whose capitals do not
-    matter; a column label_name or class_name beside them names the classes. Blank rows are left out, and it says so.
+    text, sentence, review, ... and label, sentiment, class, ... Labels are words or numbers, whose capitals and
+    kinds of spaces do not matter; a column label_name or class_name beside them names the classes. Blank rows are left
+    out, and it says so.
 
     Columns: text, label (alphabetical), class_name, source (one for each different sentence). Raises FileNotFoundError
     or ValueError for a file that is no such table, a row without text or label, and one class only.
@@ -1371,11 +1374,17 @@ def _find_column(
     return found[0] if found else None
 
 
+def _look(name: str) -> str:
+    """Return what is the same for names that look the same but for capitals, as those with a no-break space do."""
+    seen = (letter for letter in unicodedata.normalize("NFKC", name) if unicodedata.category(letter) != "Cf")
+    return " ".join("".join(seen).split()).casefold()
+
+
 def _name_classes(table: pd.DataFrame) -> list[str]:
     """Return the class of each row: the name that stands beside its label in this row or another one, or its label."""
     names, spelled = {}, {}
-    labels = table["label"].str.replace(r"^([+-]?\d+)\.0+$", r"\1", regex=True).str.casefold()
-    rows = list(zip(labels, table["name"].str.casefold(), table.itertuples(), strict=True))
+    labels = table["label"].map(_look).str.replace(r"^([+-]?\d+)\.0+$", r"\1", regex=True)
+    rows = list(zip(labels, table["name"].map(_look), table.itertuples(), strict=True))
     for label, name, row in rows:
         if label and name:
             first, place = names.setdefault(label, (name, row.place))
@@ -1384,8 +1393,8 @@ def _name_classes(table: pd.DataFrame) -> list[str]:
                     f"{row.place}: the label {row.label} is called {row.name!r}, but {first!r} in "
                     f"{place.rsplit(', ', 1)[1]}; correct one of them."
                 )
-        spelled.setdefault(label, row.label)
-        spelled.setdefault(name, row.name)
+        spelled.setdefault(label, " ".join(row.label.split()))
+        spelled.setdefault(name, " ".join(row.name.split()))
     keys = [names[label][0] if label in names else label or name for label, name, _ in rows]
     return [spelled[key] for key in keys]
 
@@ -1613,13 +1622,14 @@ def _check_classes(clips: pd.DataFrame, path: Path) -> None:
         raise ValueError(f"{path}: no class can be called {taken[0]}, as a column of the answers is; rename it.")
     twins = _find_twins(clips["class_name"])
     if twins:
-        raise ValueError(f"{path}: classes may not differ in capitals only, as {_first(twins)} do; give them one name.")
+        alike = f"classes may not differ in capitals or spaces only, as {_first(twins)} do"
+        raise ValueError(f"{path}: {alike}; give them one name.")
 
 
 def _find_twins(names: pd.Series) -> list[str]:
-    """Return those names that differ from another one in capitals only."""
+    """Return those names that differ from another one only in capitals, spaces or what cannot be seen."""
     unique = pd.Series(sorted(set(names)), dtype=str)
-    return unique[unique.str.casefold().duplicated(keep=False)].tolist()
+    return unique[unique.map(_look).duplicated(keep=False)].tolist()
 
 
 def _first(names: list[str]) -> str:

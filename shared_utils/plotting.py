@@ -15,7 +15,7 @@ import json
 import os
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -187,9 +187,9 @@ def plot_spectrograms(
 def plot_learning_curves(histories: dict[str, pd.DataFrame] | pd.DataFrame, title: str | None = None) -> Figure:
     """Draw loss and accuracy over the epochs: training solid, validation dashed, a dot on the best epoch.
 
-    `histories` is a history of `training.fit`, or name -> history; several runs differ in colour. Where nothing was
-    validated, the curves of training stand alone. A dotted line stands where a history's `dendrites` change. A history
-    without an epoch, or without the columns of `fit`, is named in a printed line and left out.
+    `histories` is a history of `training.fit`, or name -> history of up to ten, which differ in colour. Where nothing
+    was validated, the curves of training stand alone. A dotted line stands where a history's `dendrites` change. A
+    history without an epoch, or without the columns of `fit`, is named in a printed line and left out.
     """
     if isinstance(histories, pd.DataFrame):
         histories = {"": histories}
@@ -204,6 +204,8 @@ def plot_learning_curves(histories: dict[str, pd.DataFrame] | pd.DataFrame, titl
             histories[name] = history
     if not histories:
         raise ValueError("There is no history to draw; train a model or save a run first.")
+    if len(histories) > len(COLOURS):
+        raise ValueError(f"Up to {len(COLOURS)} curves can be told apart, not {len(histories)}; give fewer.")
     fig = _figure(title)
     axes = fig.subplots(1, 2)
     validated = any(history["val_accuracy"].notna().any() for history in histories.values())
@@ -240,7 +242,7 @@ def plot_learning_curves(histories: dict[str, pd.DataFrame] | pd.DataFrame, titl
     _top_legend(fig, list(lines.values()), list(lines))
     if several:
         patches = [Patch(color=_cycle(index)) for index in range(len(histories))]
-        _bottom_legend(fig, patches, [shorten(name, 50) for name in histories])
+        _bottom_legend(fig, patches, _shorten_all(histories, 50))
     return fig
 
 
@@ -262,7 +264,8 @@ def plot_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], title:
             ax.text(column, row, str(count), ha="center", va="center", color=colour)
     else:
         ax, side = fig.subplots(1, 2)
-        _list_confusions(side, matrix, names)
+        side.axis("off")
+        side.set_title("Most confused: true → predicted")
     picture = _draw_shares(ax, shares)
     fig.colorbar(picture, ax=ax, label="Share of the true class (%)", pad=0.02, aspect=35, ticks=range(0, 101, 20))
     ax.set_ylabel("True class" if n_classes <= 20 else "True class (named: recognised worst)")
@@ -273,6 +276,8 @@ def plot_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], title:
         ax.set_yticks(range(n_classes), names)
     else:
         _name_worst(ax, shares.diagonal(), names, n_classes / 24)
+    if n_classes > 12:
+        _list_confusions(side, matrix, class_names)
     return fig
 
 
@@ -407,11 +412,12 @@ def plot_roc_curves(
     worst_first = present[np.argsort(areas[present], kind="stable")]
     shown = worst_first if len(worst_first) <= 12 else worst_first[:5]
     curves = _class_rocs(targets, probabilities, present)
+    names = _short_names(class_names, 30)
     fig = _figure(title)
     ax = _roc_axes(fig)
     for place, label in enumerate(shown):
         line = {"color": _cycle(place), "linestyle": "-" if place < 10 else "--", "zorder": 3 - place / 100}
-        name = f"{areas[label]:.3f}  {shorten(_pretty(class_names[label]), 30)}"
+        name = f"{areas[label]:.3f}  {names[label]}"
         ax.plot(*(100 * rates for rates in curves[label]), label=name, **line)
     line = {"color": INK, "linestyle": (0, (3, 1)), "linewidth": 3.5, "zorder": 4}
     ax.plot(*_mean_roc(curves), label=f"{areas[present].mean():.3f}  macro average", **line)
@@ -610,7 +616,7 @@ def _plot_fold_rows(models: dict[str, pd.DataFrame], numbers: list, references: 
         _write_beside(ax, row, f"{mean:.1f} %" + ("" if np.isnan(sd) else f" ± {sd:.1f}"))
     for value in references.values():
         ax.axvline(100 * value, color=GREY, linewidth=1.5, linestyle="--", zorder=0)
-    ax.set_yticks(range(len(models)), [shorten(str(name), 36) for name in models])
+    ax.set_yticks(range(len(models)), _shorten_all(models, 36))
     ax.set(ylim=(len(models) - 0.4, -0.6), xlabel="Accuracy on the test fold (%); line: mean, ± over folds")
     ax.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     ax.grid(True, axis="x")
@@ -687,7 +693,7 @@ def plot_comparison(
     `references` (name -> share of 1) are drawn as lines across the bars. `low` and `high` may be NaN: no interval.
     """
     crowded = len(table) > 9
-    names = [shorten(str(name), 36) if crowded else textwrap.fill(str(name), 26) for name in table["model"]]
+    names = _shorten_all(table["model"], 36) if crowded else [textwrap.fill(str(name), 26) for name in table["model"]]
     mean, low, high = (100 * table[column].to_numpy(dtype=float) for column in ("mean", "low", "high"))
     if not ((low <= mean) & (mean <= high) | np.isnan(low) | np.isnan(high)).all():
         raise ValueError("In a comparison low <= mean <= high must hold in every row.")
@@ -765,7 +771,7 @@ def plot_lines(
     log_y: bool = False,
     title: str | None = None,
 ) -> Figure:
-    """Draw column `y` over column `x`, a line for each value of column `by`, with a band from `low` to `high`.
+    """Draw column `y` over column `x`, a line for each of up to 20 values of `by`, with a band from `low` to `high`.
 
     Lines of up to 40 points have a dot a point. Where `y_label` ends in "(%)", `y`, `low`, `high` and `references`
     (name -> value, drawn as level lines) are shares of 1.
@@ -778,9 +784,11 @@ def plot_lines(
     for column, logarithmic in ((x, log_x), (y, log_y)):
         if logarithmic and (table[column] <= 0).any():
             raise ValueError(f"A logarithmic axis has no place for {column} {table[column].min()}.")
+    lines = dict(list(table.groupby(by, sort=False)))
+    if len(lines) > 2 * len(COLOURS):
+        raise ValueError(f"Up to {2 * len(COLOURS)} lines can be told apart, not {len(lines)}; draw some of them.")
     fig = _figure(title)
     ax = fig.subplots()
-    lines = dict(list(table.groupby(by, sort=False)))
     for index, rows in enumerate(lines.values()):
         rows = rows.sort_values(x)
         look = {"marker": "o", **DOT} if len(rows) <= 40 else {}
@@ -860,7 +868,7 @@ def plot_scatter(
     axes[0].set_ylabel(y_label)
     if scale == 100:
         _keep_percent(axes[0])
-    names = [shorten(str(name), 36) for name in table[labels]]
+    names = _shorten_all(table[labels], 36)
     if several or not _name_dots(fig, axes, table, list(costs), y, low or y, high or y, names, scale):
         numbers = [str(number) for number in range(1, len(table) + 1)]
         handles = [Line2D([], [], color=_cycle(index), marker="o", linestyle="", **DOT) for index in range(len(table))]
@@ -1092,7 +1100,7 @@ def plot_runs(
             if not crowded:
                 _write_beside(ax, index + 0.22, beside)
         _write_beside(ax, index if crowded else y, text)
-    names = [shorten(str(name), 36) if crowded else textwrap.fill(str(name), 26) for name in models]
+    names = _shorten_all(models, 36) if crowded else [textwrap.fill(str(name), 26) for name in models]
     ax.set_yticks(range(len(models)), names)
     ax.set(ylim=(len(models) - 0.4, -0.6), xlabel="Accuracy (%)")
     for edge in range(1, len(models)):
@@ -1162,7 +1170,7 @@ def plot_seed_dots(
         ax.plot(accuracies, row + lanes, "o", color=COLOURS[0], zorder=3, clip_on=False, **dot)
         _write_beside(ax, row, text)
     fold = {"width": 26, "max_lines": 2, "placeholder": " …"}
-    names = [shorten(str(name), 36) if crowded else textwrap.fill(str(name), **fold) for name in methods]
+    names = _shorten_all(methods, 36) if crowded else [textwrap.fill(str(name), **fold) for name in methods]
     ax.set_yticks(range(len(methods)), names)
     ax.set(ylim=(len(methods) - 0.4, -0.6), xlim=(low, high), xlabel="Accuracy (%)")
     ax.set_xticks(ticks[(ticks >= low) & (ticks <= high)])
@@ -1265,12 +1273,13 @@ def plot_collapse(table: pd.DataFrame, answers: pd.DataFrame, title: str | None 
     heat, *panels = fig.subplots(1, 1 + n_panels, sharey=True, width_ratios=[wide, *[1] * n_panels])
     picture = _draw_shares(heat, 100 * shares)
     heat.hlines(np.arange(len(variants) + 1) - 0.5, -0.5, n_classes - 0.5, color="#e4e4e4", linewidth=1)
-    names = [shorten(str(name), 30) if crowded else textwrap.fill(shorten(str(name), 40), 20) for name in variants]
+    names = _shorten_all(variants, 30 if crowded else 40)
+    names = names if crowded else [textwrap.fill(name, 20) for name in names]
     heat.set_yticks(range(len(variants)), names)
     heat.xaxis.tick_top()
     heat.tick_params(length=0)
     if n_classes <= 12:
-        heat.set_xticks(range(n_classes), [shorten(_pretty(name), 18) for name in answers], rotation=90)
+        heat.set_xticks(range(n_classes), _short_names(answers, 18), rotation=90)
         heat.vlines(np.arange(n_classes + 1) - 0.5, -0.5, len(variants) - 0.5, color="#e4e4e4", linewidth=1)
     else:
         heat.set_xticks([])
@@ -1479,7 +1488,8 @@ class FigureBook:
         if not len(df.columns):
             (self.folder / f"{item['file']}.csv").unlink(missing_ok=True)
             return df
-        frame = df if isinstance(df.index, pd.RangeIndex) else df.reset_index()
+        numbered = df.index.names == [None] and pd.api.types.is_integer_dtype(df.index)  # what was filtered is, too
+        frame = df.reset_index(drop=numbered)
         rows = ([_cell(value) for value in row] for row in frame.itertuples(index=False))
         item["rows"] = [[str(column) for column in frame], *rows]
         _write(self.folder / f"{item['file']}.csv", frame.to_csv(index=False).encode())
@@ -1591,12 +1601,33 @@ def _pretty(name: str) -> str:
 
 
 def _short_names(names: Sequence, length: int) -> list[str]:
-    """Return class names in words, shortened at the end, or in the middle where they would be the same then."""
-    words = [_pretty(name) for name in names]
-    short = [shorten(word, length) for word in words]
-    if len(set(short)) == len(set(words)):
-        return short
-    return [word if len(word) <= length else f"{word[: length // 2 - 1]}…{word[-(length // 2) :]}" for word in words]
+    """Return class names in words, shortened as `_shorten_all` does."""
+    return _shorten_all([_pretty(name) for name in names], length)
+
+
+def _shorten_all(names: Iterable, length: int) -> list[str]:
+    """Return names of at most `length` characters, cut at the end, or elsewhere where that leaves two the same.
+
+    That is the middle, or else the beginning; what is the same even then is numbered.
+    """
+    words = [str(name) for name in names]
+    half = length // 2
+    for cut in (
+        lambda word: shorten(word, length),
+        lambda word: f"{word[: length - half - 1]}…{word[-half:]}",
+        lambda word: f"…{word[1 - length :]}",
+    ):
+        short = {word: word if len(word) <= length else cut(word) for word in words}
+        if len(set(short.values())) == len(short):
+            return [short[word] for word in words]
+    alike = [shorten(word, length) for word in short]
+    for index, word in enumerate(short):
+        if alike.count(alike[index]) > 1:
+            number = f" ({alike[: index + 1].count(alike[index])})"
+            short[word] = shorten(word, length - len(number)) + number
+        else:
+            short[word] = alike[index]
+    return [short[word] for word in words]
 
 
 def _bar_columns(fig: Figure, names: list, x_label: str) -> Iterator[tuple[Axes, list]]:
@@ -1634,10 +1665,11 @@ def _top_legend(fig: Figure, handles: list, labels: list[str], **kwargs) -> None
     legend.set_bbox_to_anchor((0.992, top), fig.transFigure)
 
 
-def _bottom_legend(fig: Figure, handles: list, labels: list[str]) -> None:
+def _bottom_legend(fig: Figure, handles: list, labels: list[str], handlelength: float = 1) -> None:
     """Put a legend of long names at the bottom, in as many columns as fit."""
-    n_columns = max(1, int(12.6 / (0.8 + max(text_width(label, SMALLEST) for label in labels))))
-    place = {"loc": "lower left", "borderaxespad": 0, "handlelength": 1}
+    widest = max(text_width(label, SMALLEST) for label in labels)
+    n_columns = max(1, int(12.6 / (0.6 + 0.2 * handlelength + widest)))
+    place = {"loc": "lower left", "borderaxespad": 0, "handlelength": handlelength}
     legend = fig.legend(handles, labels, ncols=min(n_columns, len(labels)), **place)
     legend.set_in_layout(False)
     _, low = _reserve(fig, bottom=legend.get_window_extent().height / fig.bbox.height)
@@ -1854,17 +1886,24 @@ def _draw_values(ax: Axes, values: pd.Series, colours: list, heading_width: int)
     ax.tick_params(axis="y", length=0)
 
 
-def _list_confusions(ax: Axes, matrix: np.ndarray, names: list[str]) -> None:
-    """Write the pairs that are confused most, as many as fit."""
+def _list_confusions(ax: Axes, matrix: np.ndarray, class_names: Sequence[str]) -> None:
+    """Write the pairs that are confused most, as many as fit: on a line each, or on two where a name is long."""
     mistakes = matrix * (1 - np.eye(len(matrix), dtype=int))
     pairs = [divmod(int(cell), len(matrix)) for cell in np.argsort(-mistakes, axis=None, kind="stable")[:15]]
-    ax.axis("off")
-    ax.set_title("Most confused: true → predicted")
-    for line, (true, predicted) in enumerate(pair for pair in pairs if mistakes[pair]):
-        y = 0.97 - line / 15.5
-        pair = f"{shorten(names[true], 18)} → {shorten(names[predicted], 18)}"
-        ax.text(0, y, pair, transform=ax.transAxes, va="center", fontsize=SMALLEST)
-        count = f"{mistakes[true, predicted]} of {matrix[true].sum()}"
+    pairs = [pair for pair in pairs if mistakes[pair]]
+    counts = [f"{mistakes[true, predicted]} of {matrix[true].sum()}" for true, predicted in pairs]
+    names = _short_names(class_names, 18)
+    lines = [f"{names[true]} → {names[predicted]}" for true, predicted in pairs]
+    widths = [text_width(f"{line}  {count}", SMALLEST) for line, count in zip(lines, counts, strict=True)]
+    ax.figure.draw_without_rendering()
+    width, height = np.array(ax.get_position().size) * SIZE  # inches
+    step = max(height / 15.5, 0.26)
+    if max(widths, default=0) > width:
+        names, step = _short_names(class_names, 24), 0.56
+        lines = [f"{names[true]}\n→ {names[predicted]}" for true, predicted in pairs]
+    for number, (line, count) in enumerate(zip(lines[: int(height / step)], counts, strict=False)):
+        y = 1 - (number + 0.5) * step / height
+        ax.text(0, y, line, transform=ax.transAxes, va="center", fontsize=SMALLEST, linespacing=1.1)
         ax.text(1, y, count, transform=ax.transAxes, va="center", ha="right", fontsize=SMALLEST)
 
 
@@ -1981,11 +2020,13 @@ def _line_look(index: int) -> dict:
 
 def _name_lines(fig: Figure, names: list[str], handles: list | None = None) -> None:
     """Put a legend of lines that look as `_line_look` says at the top if they are few, at the bottom otherwise."""
-    handles = handles or [Line2D([], [], linewidth=4, **_line_look(index)) for index in range(len(names))]
+    dashed = len(names) > len(COLOURS)  # for a dash to be seen as one it must be thin and long
+    width = 2.5 if dashed else 4
+    handles = handles or [Line2D([], [], linewidth=width, **_line_look(index)) for index in range(len(names))]
     if len(names) <= 5 and sum(text_width(name, SMALLEST) + 0.9 for name in names) < 8:
         _top_legend(fig, handles, names, handlelength=1.2)
     else:
-        _bottom_legend(fig, handles, [shorten(name, 50) for name in names])
+        _bottom_legend(fig, handles, _shorten_all(names, 50), handlelength=2.2 if dashed else 1)
 
 
 def _name_dots(
@@ -2140,7 +2181,7 @@ def _cell(value) -> str:
     if isinstance(value, int | np.integer) and abs(value) >= 10_000:
         return f"{value:,}"
     if not isinstance(value, float | np.floating):
-        return str(value)
+        return " ".join(str(value).split())  # a sentence of several lines has one row
     if np.isnan(value):
         return "–"
     if abs(value) >= 1000:

@@ -415,7 +415,9 @@ def read_runs(notebook: str | None, folder: str | os.PathLike = "models") -> tup
     - folder, history and results, as in a `Run`; name, "" if it has none; seconds of training, None if unknown;
     - metric and value: the first of its metrics that is a share of 1 and of which more is better; None without one;
     - low and high: the interval of that number, where results.json has it, else None;
-    - group: a text that is the same for runs on the same data set, demo data apart, with the same classes and metric;
+    - tested: "test fold 1, 80 tested", say; "" where nothing of it is known;
+    - group: a text that is the same for runs on the same data set, demo data apart, with the same classes and metric,
+      which were tested on the same folds and as many clips;
     - delta: points to the best run of its group, 0 for the best; None where there is nothing to compare it with.
     """
     runs, problems = [], []
@@ -433,7 +435,9 @@ def read_runs(notebook: str | None, folder: str | os.PathLike = "models") -> tup
         run["seconds"] = None if seconds.isna().all() else float(seconds.sum())
         data = run["data"]
         classes = sorted(map(str, run["class_names"]))
-        run["group"] = to_json([data.get("data_set"), bool(data.get("demo")), classes, run["metric"]])
+        run["tested"] = _name_tested(run)
+        group = [data.get("data_set"), bool(data.get("demo")), classes, run["metric"], run["tested"]]
+        run["group"] = to_json(group)
     groups: dict[str, list[float]] = {}
     for run in runs:
         if run["value"] is not None and run["data"].get("data_set"):  # nobody knows whether unnamed data is the same
@@ -458,15 +462,18 @@ def differing_settings(runs: list[dict]) -> list[str]:
 def load_histories(notebook: str, last: int = 8, folder: str | os.PathLike = "models") -> dict[str, pd.DataFrame]:
     """Return name -> history of the `last` runs of `notebook`, newest first, for `plotting.plot_learning_curves`.
 
-    A name is the one that `name_run` gave, or the settings in which these runs differ, with the time of the run where
-    they do not.
+    A name is the one that `name_run` gave, or the settings in which a run differs from most of these, with its time
+    where others have the same.
     """
     runs = list(itertools.islice(_readable_runs(_run_folders(notebook, folder)), last))
-    differing = differing_settings([record for _, record, _ in runs])
+    records = [record for _, record, _ in runs]
+    values = {name: [_show(record["settings"].get(name)) for record in records] for name in differing_settings(records)}
     names = []
-    for _, record, _ in runs:
-        settings = ", ".join(f"{name}={_show(record['settings'].get(name))}" for name in differing)
-        names.append(record.get("name") or settings)
+    for index, record in enumerate(records):
+        own = {name: of_all[index] for name, of_all in values.items()}
+        own = {name: value for name, value in own.items() if 2 * values[name].count(value) <= len(runs)}
+        settings = ", ".join(f"{name}={value}" for name, value in own.items())
+        names.append(record.get("name") or settings or "usual settings" * bool(values))
     histories = {}
     for name, (run, record, history) in zip(names, runs, strict=True):
         if not name or names.count(name) > 1:  # the time tells apart what the settings do not
@@ -606,18 +613,36 @@ def _main_metric(metrics: dict) -> tuple[str, float] | tuple[None, None]:
     return None, None
 
 
-def _find_interval(run: dict) -> tuple[float, float] | tuple[None, None]:
-    """Return the interval of a run's main metric: that of the row of results.json with the same number."""
-    found = set()
+def _main_rows(run: dict) -> list[dict]:
+    """Return the rows of results.json with the number of a run's main metric."""
+    found = []
     for row in run["results"]:
         mean, low, high = (row.get(key) for key in ("mean", "low", "high"))
         if run["value"] is None or not all(isinstance(number, int | float) for number in (mean, low, high)):
             continue
         if str(row.get("metric", "")) in run["metric"] and abs(mean - run["value"]) < 1e-6 and low <= mean <= high:
-            found.add((float(low), float(high)))
+            found.append(row)
+    return found
+
+
+def _find_interval(run: dict) -> tuple[float, float] | tuple[None, None]:
+    """Return the interval of a run's main metric: that of the row of results.json with the same number."""
+    found = {(float(row["low"]), float(row["high"])) for row in _main_rows(run)}
     if len(found) > 1:  # two models got the same number; the headline tells which of them was saved
         found = {(low, high) for low, high in found if f"({low:.1%} to {high:.1%})" in run["headline"]}
     return found.pop() if len(found) == 1 else (None, None)
+
+
+def _name_tested(run: dict) -> str:
+    """Return on what a run was tested: a run on one fold is not to be compared with one on five."""
+    folds, counts = run["settings"].get("FOLDS"), {row.get("n_test") for row in _main_rows(run)} - {None}
+    parts = []
+    if isinstance(folds, list) and folds:
+        in_order = sorted(map(str, folds), key=lambda fold: (len(fold), fold))
+        parts.append(f"test fold{'s' * (len(folds) > 1)} {', '.join(in_order)}")
+    if len(counts) == 1:
+        parts.append(f"{counts.pop():,} tested")
+    return ", ".join(parts)
 
 
 def _own_folder(run: Run | str | os.PathLike, folder: str | os.PathLike) -> Path:

@@ -114,6 +114,24 @@ def show(tmp_path, **kwargs) -> Page:
 # ---- the page
 
 
+def test_runs_that_were_tested_on_other_clips_are_not_ranked_together(add, tmp_path):
+    def add_on(value, folds, n_test):
+        run = add(value, settings={"FOLDS": folds})
+        rows = json.loads((run / "results.json").read_text())
+        (run / "results.json").write_text(json.dumps([row | {"n_test": n_test} for row in rows]))
+
+    add_on(0.7, [1], 80)
+    add_on(0.6, [2, 10, 1], 240)
+    add_on(0.65, [1, 2, 10], 240)
+    add_on(0.75, [2], 80)
+    add_on(0.5, [1], 40)
+    table = compare_runs("tiny", tmp_path / "models")
+    np.testing.assert_allclose(table["delta"], [np.nan, np.nan, 0, -5, np.nan])
+    page = show(tmp_path)
+    assert "The best of 2 runs on ESC-10, test folds 1, 2, 10, 240 tested: " in page.text
+    assert "The only run on ESC-10, test fold 1, 80 tested: " in page.text
+
+
 def test_thirty_runs_stand_on_the_page_once_each_with_their_numbers(add, tmp_path, monkeypatch):
     drawn = []
     plot_lines = plotting.plot_lines

@@ -369,6 +369,11 @@ def test_runs_differ_in_colour_and_training_from_validation_in_style():
     assert [line.get_linestyle() for line in lines[:2]] == ["-", "--"]
     with pytest.raises(ValueError, match="no history"):
         plotting.plot_learning_curves({})
+    with pytest.raises(ValueError, match="Up to 10 curves can be told apart, not 11"):
+        plotting.plot_learning_curves({str(number): make_history(3, 2) for number in range(11)})
+    alike = {f"the same {'long ' * 12} beginning, {number}": make_history(3, 2) for number in range(4)}
+    labels = [text.get_text() for text in plotting.plot_learning_curves(alike).legends[1].texts]
+    assert len(set(labels)) == 4 and max(map(len, labels)) == 50
 
 
 def test_learning_curves_without_validation():
@@ -395,6 +400,38 @@ def test_confusion_matrix_of_many_classes_lists_the_worst_pairs_first():
         "washing typing → washing clapping", "25 of 40", "washing clapping → washing typing", "11 of 40"
     ]  # fmt: skip
     assert "washing typing" in [label.get_text() for label in ax.get_yticklabels()]
+
+
+@pytest.mark.parametrize("n_classes", [13, 20])
+def test_long_names_in_the_list_of_confusions_stay_apart(n_classes):
+    names = ["customer service by phone", "customer service by e-mail"]
+    names += [f"the quality of what was sent, part {number}" for number in range(n_classes - 2)]
+    matrix = 30 * np.eye(n_classes, dtype=int)
+    for label in range(n_classes - 1):
+        matrix[label, label + 1] = 15 - label % 9
+    fig = plotting.plot_confusion_matrix(matrix, names)
+    fig.draw_without_rendering()
+    pairs, counts = fig.axes[1].texts[::2], fig.axes[1].texts[1::2]
+    assert len(pairs) >= 4
+    for pair, count in zip(pairs, counts, strict=True):
+        true, predicted = pair.get_text().split("\n→ ")
+        assert true != predicted
+        assert pair.get_window_extent().x1 < count.get_window_extent().x0
+    for first, second in zip(pairs, pairs[1:], strict=False):
+        assert second.get_window_extent().y1 < first.get_window_extent().y0
+
+
+def test_names_that_are_cut_stay_different():
+    assert plotting._shorten_all(["abc", "abcdefghijkl", "abcdefghijkl"], 6) == ["abc", "abcde…", "abcde…"]
+    assert plotting._shorten_all(["abcdefghijkl", "abcdefghijxx"], 6) == ["ab…jkl", "ab…jxx"]
+    beginnings = [f"{letter * 2}{'-' * 5}{letter}{'=' * 10}" for letter in "ab"]
+    assert plotting._shorten_all(beginnings, 6) == ["aa---…", "bb---…"]
+    assert plotting._shorten_all(["x" * 9 + "1" + "y" * 9, "x" * 9 + "2" + "y" * 9, "z" * 20], 8) == [
+        "xxx… (1)", "xxx… (2)", "zzzzzzz…",
+    ]  # fmt: skip
+    many = [f"the same beginning {number} and the same end" for number in range(60)]
+    assert len(set(plotting._shorten_all(many, 18))) == 60
+    assert max(map(len, plotting._shorten_all(many, 18))) == 18
 
 
 def test_f1_bars_are_sorted_and_show_the_macro_average():
@@ -1499,6 +1536,20 @@ def test_a_table_and_a_figure_may_have_one_name(make_book, tmp_path):
     figure, table = list(Presentation(book.deck()).slides)[1:]
     assert figure.shapes[-1].shape_type == MSO_SHAPE_TYPE.PICTURE
     assert [shape.table.cell(1, 0).text for shape in table.shapes if shape.has_table] == ["0.250"]
+
+
+def test_a_sentence_of_several_lines_has_one_row_and_what_was_filtered_no_column_of_numbers(make_book, tmp_path):
+    book = make_book()
+    said = pd.DataFrame({"text": ["one\ntwo\r\n three"] * 8, "sure": 0.5})
+    book.table("always wrong", said[said.index > 1])
+    book.table("named", said.head(2).rename_axis("row"))
+    assert (tmp_path / "my_notebook" / "01_always_wrong.csv").read_text(encoding="utf-8").startswith("text,sure\n")
+    (wrong,), (named,) = [
+        [shape for shape in slide.shapes if shape.has_table] for slide in list(Presentation(book.deck()).slides)[1:]
+    ]
+    assert [cell.text for cell in wrong.table.rows[0].cells] == ["text", "sure"]
+    assert wrong.table.cell(1, 0).text == "one two three" and len(wrong.table.rows) == 7
+    assert [cell.text for cell in named.table.rows[0].cells] == ["row", "text", "sure"]
 
 
 def test_an_empty_table_is_no_slide_and_takes_an_earlier_one_away(make_book, tmp_path):

@@ -382,6 +382,10 @@ def test_histories_are_named_after_what_differs(save, tmp_path):
     histories = load_histories("tiny", last=2, folder=tmp_path)
     assert list(histories) == ["EPOCHS=5", "EPOCHS=4"]
     assert all("SEED" not in name for name in histories)
+    for settings in ({"EPOCHS": 3, "SEED": 1}, {"EPOCHS": 3, "SEED": 0}, {"EPOCHS": 3, "SEED": 0, "NEW": 2}):
+        save(settings=settings)
+    names = ["NEW=2", "usual settings", "SEED=1", "EPOCHS=5", "EPOCHS=4"]  # not what most of them have
+    assert list(load_histories("tiny", last=5, folder=tmp_path)) == names
     pd.testing.assert_frame_equal(next(iter(histories.values())), make_history())
     assert next(iter(histories.values())).attrs["best_epoch"] == 3
 

@@ -538,6 +538,9 @@ def test_load_sentences_finds_the_columns(tmp_path, header, kind):
         ([True, False, True], [1, 0, 1]),
         (["c", "a", "b"], [2, 0, 1]),
         (["NA", "None", "null"], [0, 1, 2]),
+        (["very\u00a0good", "so  so", "Very good", "so so\u200b"], [1, 0, 1, 0]),  # as pasted from a page
+        (["scho\u0308n", "mies", "sch\u00f6n"], [1, 0, 1]),  # as a Mac writes it, and others
+        (["1.1", "1.10", "1.1"], [0, 1, 0]),  # may be the numbers of chapters
     ],
 )
 def test_labels_are_words_or_numbers(tmp_path, labels, expected):
