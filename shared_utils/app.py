@@ -26,7 +26,7 @@ import pandas as pd
 import soundfile
 import torch
 
-from shared_utils.audio import decode, read_audio
+from shared_utils.audio import decode, find_loudest, read_audio
 from shared_utils.device import resolve_path, set_threads
 from shared_utils.finetuning import leave_words_out
 from shared_utils.runs import Run, load_run, make_front_end, name_data, predict_files, read_runs
@@ -175,16 +175,6 @@ def find_spectrogram(run: Run, waveforms: torch.Tensor) -> tuple[np.ndarray, np.
 
 
 # ---- an answer
-
-
-def find_loudest(waveform: np.ndarray, n_samples: int) -> int:
-    """Return where the loudest `n_samples` of a waveform (samples,) begin, its middle weighing more than its ends."""
-    if len(waveform) <= n_samples:
-        return 0
-    block = max(1, n_samples // 100)
-    energy = np.square(waveform[: len(waveform) // block * block] - waveform.mean()).reshape(-1, block).sum(1)
-    window = np.hanning(n_samples // block + 2)[1:-1]
-    return min(int(np.convolve(energy, window, "valid").argmax()) * block, len(waveform) - n_samples)
 
 
 def answer_sound(run: Run, path: str | os.PathLike) -> tuple[dict[str, float], str, list]:

@@ -100,6 +100,53 @@ def cut_windows(waveforms: np.ndarray | torch.Tensor, n_samples: int, hop: int) 
     return np.lib.stride_tricks.sliding_window_view(waveforms, n_samples, axis=1)[:, ::hop]
 
 
+def find_loudest(waveform: np.ndarray, n_samples: int) -> int:
+    """Return where the loudest `n_samples` of a waveform (samples,) begin, its middle weighing more than its ends."""
+    if len(waveform) <= n_samples:
+        return 0
+    block = max(1, n_samples // 100)
+    energy = np.square(waveform[: len(waveform) // block * block] - waveform.mean()).reshape(-1, block).sum(1)
+    window = np.hanning(n_samples // block + 2)[1:-1]
+    return min(int(np.convolve(energy, window, "valid").argmax()) * block, len(waveform) - n_samples)
+
+
+def start_at_loudest(clips: pd.DataFrame, seconds: float, n_threads: int | None = None) -> pd.DataFrame:
+    """Return `clips` with a column `clip_start`: `decode` then takes the loudest `seconds` of files that are longer.
+
+    Recordings of a word often begin before it is spoken. A printed line says how many are longer, by 0.05 s at least;
+    the others begin at their beginning, as do those that cannot be read, which `decode` will name. What has a
+    `clip_start` keeps it.
+    """
+
+    def find(path: Path) -> float | None:
+        try:
+            header = soundfile.info(path)
+            if header.frames <= (seconds + 0.05) * header.samplerate:
+                return None
+            waveform, rate = read_audio(path)
+        except (OSError, ValueError, soundfile.LibsndfileError):
+            return None
+        return find_loudest(waveform, math.ceil(seconds * rate)) / rate
+
+    starts = clips["clip_start"].copy() if "clip_start" in clips else pd.Series(math.nan, clips.index)
+    unknown = starts.index[starts.isna()]
+    n_torch_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)  # as in `decode`
+        with ThreadPoolExecutor(n_threads or n_torch_threads) as pool:
+            found = list(pool.map(find, map(resolve_path, clips["path"][unknown])))
+    finally:
+        torch.set_num_threads(n_torch_threads)
+    starts[unknown] = [math.nan if start is None else start for start in found]
+    n_longer = len(found) - found.count(None)
+    if n_longer:
+        share = f"{n_longer:,} of {len(clips):,} recordings"
+        print(f"{share} are longer than {seconds:g} s: their loudest parts are heard.")
+    table = clips.assign(clip_start=starts)
+    table.attrs = dict(clips.attrs)
+    return table
+
+
 def decode(
     clips: pd.DataFrame,
     sample_rate: int,

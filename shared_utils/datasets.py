@@ -287,8 +287,8 @@ def load_folder(
 
     `path` is a folder with one sub-folder a class, or a CSV with the columns path (relative to the CSV), label and, if
     known, source, split and fold; commas, semicolons or tabs part its cells, and spaces around one do not count. Clips
-    of one source (recording, speaker) stay on one side: it is what the one group of the regular expression
-    `source_pattern` finds in the file's name, or the column `source`, or else each file is its own. Without a column
+    of one source (recording, speaker) stay on one side: it is the column `source`, or what the one group of the regular
+    expression `source_pattern` finds in the file's name, or else each file is its own. Without a column
     `split` the shares `split` (train, val, test) are drawn with `seed`, class by class, and without a column `fold` the
     `n_folds` folds of a cross-validation: fewer, and it says so, where a class has fewer sources or one source would
     make up a fold, but at least three. A given `split` without `fold` is the folds too: 1 is test, 2 val, 3 train.
@@ -306,10 +306,13 @@ def load_folder(
         raise FileNotFoundError(
             f"{path} does not exist; give a folder with one sub-folder a class, or a CSV with the columns path,label."
         )
+    clips["class_name"] = clips["class_name"].map(_spell)
     _check_classes(clips, path)
-    if source_pattern is not None:
-        clips["source"] = _match_sources(clips["path"], source_pattern)
-    elif "source" not in clips:
+    if "source" in clips:
+        clips["source"] = clips["source"].map(_spell)
+    elif source_pattern is not None:
+        clips["source"] = [_spell(source) for source in _match_sources(clips["path"], source_pattern)]
+    else:
         clips["source"] = [_path_from(folder, file) for file in clips["path"]]
     twins = _find_twins(clips["source"])
     if twins:
@@ -351,10 +354,15 @@ def load_folder(
 def name_clips(clips: pd.DataFrame) -> np.ndarray:
     """Return a name for each clip, (n_clips,) of str: its file with the folder around it, `yes/anna_1.wav`.
 
-    Where the table has `clip_start`, windows of longer files have it behind the name, in seconds. Row numbers move when
-    a recording is added or removed, and names do not: predictions saved with them can be compared in a later run.
+    Where two files would have one name then, more of the folders around them stand before it. Where the table has
+    `clip_start`, windows of longer files have it behind the name, in seconds. Row numbers move when a recording is
+    added or removed, and names do not: predictions saved with them can be compared in a later run.
     """
-    names = clips["path"].map(lambda path: "/".join(Path(path).parts[-2:]))
+    paths = {path: Path(path).parts for path in clips["path"]}
+    n_parts, deepest = 2, max(map(len, paths.values()), default=0)
+    while n_parts < deepest and len({parts[-n_parts:] for parts in paths.values()}) < len(set(paths.values())):
+        n_parts += 1
+    names = clips["path"].map(lambda path: "/".join(paths[path][-n_parts:]))
     if "clip_start" in clips:
         names += clips["clip_start"].map(" {:g}".format).where(clips["clip_start"].notna(), "")
     return names.to_numpy()
@@ -1374,6 +1382,11 @@ def _find_column(
     return found[0] if found else None
 
 
+def _spell(name: str) -> str:
+    """Return a name as it is read: é is written in two ways, by a Mac and by others, and spaces cannot be seen."""
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
 def _look(name: str) -> str:
     """Return what is the same for names that look the same but for capitals, as those with a no-break space do."""
     seen = (letter for letter in unicodedata.normalize("NFKC", name) if unicodedata.category(letter) != "Cf")
@@ -1393,8 +1406,8 @@ def _name_classes(table: pd.DataFrame) -> list[str]:
                     f"{row.place}: the label {row.label} is called {row.name!r}, but {first!r} in "
                     f"{place.rsplit(', ', 1)[1]}; correct one of them."
                 )
-        spelled.setdefault(label, " ".join(row.label.split()))
-        spelled.setdefault(name, " ".join(row.name.split()))
+        spelled.setdefault(label, _spell(row.label))
+        spelled.setdefault(name, _spell(row.name))
     keys = [names[label][0] if label in names else label or name for label, name, _ in rows]
     return [spelled[key] for key in keys]
 

@@ -36,7 +36,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from shared_utils import spectrograms
-from shared_utils.audio import decode
+from shared_utils.audio import decode, start_at_loudest
 from shared_utils.device import name_device, name_error, pick_device, resolve_path, write_whole
 from shared_utils.sources import is_literal, model_source
 
@@ -230,7 +230,8 @@ def find_run(notebook: str, data: dict, class_names: list[str], folder: str | os
 def predict_files(run: Run, paths: list | str | Path, device: str = "auto", batch_size: int = 32) -> pd.DataFrame:
     """Return a row a file: path, the probability of each class in a column of its name, and `predicted`.
 
-    Files go through the decoding, length and front-end that the run was trained with. Raises one ValueError that names
+    Files go through the decoding, length and front-end that the run was trained with; of one that is longer its loudest
+    part is heard, and a printed line says so. Raises one ValueError that names
     all files that cannot be read.
     """
     paths = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
@@ -245,7 +246,8 @@ def predict_files(run: Run, paths: list | str | Path, device: str = "auto", batc
     # a handful of files need no cache that stays; Windows cannot remove one that is still mapped
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
         how = {name: preprocessing[name] for name in ("sample_rate", "seconds", "padding") if name in preprocessing}
-        waveforms = decode(pd.DataFrame({"path": list(map(str, paths))}), **how, cache_dir=cache, progress=False)
+        files = start_at_loudest(pd.DataFrame({"path": list(map(str, paths))}), how["seconds"])
+        waveforms = decode(files, **how, cache_dir=cache, progress=False)
         for start in range(0, len(paths), batch_size):
             batch = torch.from_numpy(waveforms[start : start + batch_size].astype(np.float32) / 32768)
             logits = run.model(front_end(batch.to(device)))

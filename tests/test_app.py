@@ -21,7 +21,7 @@ import pytest
 import soundfile
 import torch
 
-from shared_utils import app
+from shared_utils import app, audio
 from shared_utils.finetuning import leave_words_out, predict_texts
 from shared_utils.runs import load_run, predict_files
 from shared_utils.spectrograms import KaldiFbank
@@ -188,10 +188,10 @@ def test_spectrogram_is_what_the_model_hears_in_db():
 def test_the_loudest_part_has_the_sound_in_its_middle():
     waveform = np.zeros(50000, dtype=np.float32)
     waveform[30000:32000] = 1
-    start = app.find_loudest(waveform, 16000)
+    start = audio.find_loudest(waveform, 16000)
     assert abs(start + 8000 - 31000) <= 160
-    assert app.find_loudest(waveform[:16000], 16000) == 0
-    assert app.find_loudest(waveform[:32000], 16000) == 16000  # no further than the end
+    assert audio.find_loudest(waveform[:16000], 16000) == 0
+    assert audio.find_loudest(waveform[:32000], 16000) == 16000  # no further than the end
 
 
 def test_a_recording_is_answered_like_by_predict_files(chirp, tmp_path):
@@ -208,7 +208,7 @@ def test_a_recording_is_answered_like_by_predict_files(chirp, tmp_path):
     assert "The recording has 2.5 s, the model takes 1 s: it heard the loudest part, 1.2 to 2.2 s" in note
     assert len(figures) == 2 and sum(scores.values()) == pytest.approx(1, abs=1e-5)
     sound, rate = soundfile.read(chirp)
-    start = app.find_loudest(sound.mean(1), rate)
+    start = audio.find_loudest(sound.mean(1), rate)
     soundfile.write(tmp_path / "cut.wav", sound[start : start + rate].mean(1), rate, subtype="FLOAT")
     expected = predict_files(words, tmp_path / "cut.wav").loc[0, words.class_names]
     assert np.allclose(list(scores.values()), expected.to_numpy(dtype=float), atol=1e-3)

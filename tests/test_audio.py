@@ -10,7 +10,7 @@ import torch
 import torchaudio
 
 from shared_utils import audio
-from shared_utils.audio import cut_windows, decode, fix_length, read_audio
+from shared_utils.audio import cut_windows, decode, fix_length, read_audio, start_at_loudest
 
 
 @pytest.fixture
@@ -354,3 +354,27 @@ def test_starts_and_volumes_are_part_of_the_cache_key_only_where_they_matter(tmp
     for column, value in (("clip_start", -0.5), ("clip_volume", -1), ("clip_volume", np.inf)):
         with pytest.raises(ValueError, match=f"Clip 0 of the table has {column}={value}.*from 0 up"):
             decode(clips.assign(**{column: value}), 16000, 0.5, cache_dir=cache, progress=False)
+
+
+def test_long_recordings_begin_where_they_are_loudest(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    word = rng.normal(size=8000) * np.hanning(8000) * 0.2
+    sounds = {"short": word, "long": np.concatenate([np.zeros(24000), word, np.zeros(16000)]), "just": np.zeros(16700)}
+    sounds["given"] = sounds["long"]
+    for name, sound in sounds.items():
+        soundfile.write(tmp_path / f"{name}.wav", sound, 16000)
+    (tmp_path / "broken.wav").write_text("no sound")
+    paths = [str(tmp_path / f"{name}.wav") for name in [*sounds, "broken"]]
+    clips = pd.DataFrame({"path": paths}, index=[3, 1, 4, 5, 9])
+    clips["clip_start"] = [np.nan, np.nan, np.nan, 0.5, np.nan]
+    clips.attrs = {"data_set": "words"}
+    found = start_at_loudest(clips, 1.0)
+    assert capsys.readouterr().out == "1 of 5 recordings are longer than 1 s: their loudest parts are heard.\n"
+    assert found["clip_start"].isna().tolist() == [True, False, True, False, True] and found["clip_start"][5] == 0.5
+    assert found["clip_start"][1] == pytest.approx(1.25, abs=0.02) and found.attrs == clips.attrs
+    assert found.index.tolist() == [3, 1, 4, 5, 9] and clips["clip_start"].isna().sum() == 4
+    waveforms = decode(found.loc[[3, 1]], 16000, 1.0, cache_dir=tmp_path, progress=False)
+    heard, expected = (np.square(waveforms[row].astype(float)).sum() for row in (1, 0))
+    assert heard == pytest.approx(expected, rel=0.01)
+    assert start_at_loudest(clips[["path"]].iloc[:1], 1.0)["clip_start"].isna().all()
+    assert capsys.readouterr().out == ""

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 import threading
+import unicodedata
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -278,6 +279,39 @@ def test_names_that_differ_in_capitals_only_are_seen(tmp_path, capsys):
         load_folder(csv)
 
 
+def test_names_that_are_written_in_two_ways_are_one(tmp_path):
+    folder = make_folder(tmp_path / "sounds", n_takes=2)
+    for number, path in enumerate(sorted(folder.glob("*/*.wav"))):
+        voice = unicodedata.normalize("NFD" if number % 2 else "NFC", f"josé{number // 2 % 3}")
+        path.rename(path.with_name(f"{voice} _{number}.wav" if number % 3 else f"{voice}_{number}.wav"))
+    twin = folder / unicodedata.normalize("NFD", "für")
+    (folder / "cat").rename(folder / "für")
+    twin.mkdir()
+    first = sorted((folder / "für").iterdir())[0]
+    first.rename(twin / first.name)
+    clips = load_folder(folder, source_pattern=r"^(.+?)_")
+    assert sorted(set(clips["class_name"])) == ["dog", "für"]
+    assert sorted(set(clips["source"])) == ["josé0", "josé1", "josé2"]
+
+
+def test_the_sources_of_a_csv_count_more_than_the_names_of_its_files(tmp_path):
+    folder = make_folder(tmp_path / "sounds", n_takes=2)
+    files = sorted(folder.glob("*/*.wav"))
+    rows = [f"{path.relative_to(folder)},{path.parent.name},voice {n % 5}" for n, path in enumerate(files)]
+    (folder / "t.csv").write_text("\n".join(["path,label,source", *rows]))
+    clips = load_folder(folder / "t.csv", source_pattern="(.*)")
+    assert sorted(set(clips["source"])) == [f"voice {n}" for n in range(5)]
+
+
+def test_clips_have_as_much_of_their_path_as_tells_them_apart():
+    flat = pd.DataFrame({"path": ["a/yes/1.wav", "a/no/1.wav", "a/no/1.wav"]})
+    assert name_clips(flat).tolist() == ["yes/1.wav", "no/1.wav", "no/1.wav"]
+    deep = pd.DataFrame({"path": ["a/yes/monday/1.wav", "a/no/monday/1.wav", "a/no/monday/2.wav"]})
+    assert name_clips(deep).tolist() == ["yes/monday/1.wav", "no/monday/1.wav", "no/monday/2.wav"]
+    uneven = pd.DataFrame({"path": ["x/1.wav", "a/x/1.wav", "b/a/x/1.wav"]})
+    assert name_clips(uneven).tolist() == ["x/1.wav", "a/x/1.wav", "b/a/x/1.wav"]
+
+
 @pytest.mark.parametrize("label", ["cat", "dog"])
 def test_a_csv_names_a_file_once(tmp_path, label):
     folder = make_folder(tmp_path / "sounds", n_takes=1)
@@ -315,6 +349,7 @@ def test_load_folder_reads_a_csv(tmp_path):
     pd.DataFrame(rows, columns=["path", "label", "source"]).assign(fold=folds * 2).to_csv(csv, index=False)
     assert load_folder(csv)["fold"].tolist() == folds * 2
     assert set(load_folder(csv)["split"]) == {"train", "val", "test"}
+    pd.DataFrame(rows, columns=["path", "label", "source"]).drop(columns="source").to_csv(csv, index=False)
     assert load_folder(csv, source_pattern=r"(\d+)")["source"].tolist() == [str(k) for k in range(10)] * 2
 
 

@@ -19,7 +19,7 @@ from nbclient import NotebookClient
 from torch import nn
 
 from shared_utils import runs
-from shared_utils.audio import decode
+from shared_utils.audio import decode, find_loudest, read_audio, start_at_loudest
 from shared_utils.device import write_whole
 from shared_utils.runs import compare_runs, find_run, load_histories, load_run, predict_files, save_run
 from shared_utils.sources import model_source
@@ -119,7 +119,7 @@ def tiny(tmp_path) -> list[str]:
 
 CELLS = [
     "import math\nimport numpy as np, pandas as pd, torch\nimport torch.nn.functional as F\nfrom torch import nn\n"
-    "from shared_utils.audio import decode\nfrom shared_utils.runs import save_run\n"
+    "from shared_utils.audio import decode, start_at_loudest\nfrom shared_utils.runs import save_run\n"
     "from shared_utils.spectrograms import LogMel",
     "WIDTHS = {'hidden': 5}\nn_mels = 16\n"
     "batch = torch.zeros(3)  # a global of the name of a local variable of the model",
@@ -137,7 +137,8 @@ CELLS = [
     "preprocessing = {'sample_rate': 16000, 'seconds': 0.5, 'front_end': None}\n"
     "folder = save_run('tiny', model, {'SEED': 1}, ['a', 'b'], preprocessing, history, {'accuracy': 0.5}, '50 %',\n"
     "                  model_arguments={'n_mels': 16, 'n_classes': 2}, folder=FOLDER)\n"
-    "files = pd.DataFrame({'path': FILES})\nwaveforms = decode(files, 16000, 0.5, cache_dir=FOLDER, progress=False)\n"
+    "files = pd.DataFrame({'path': FILES})\nfiles = start_at_loudest(files, 0.5)\n"
+    "waveforms = decode(files, 16000, 0.5, cache_dir=FOLDER, progress=False)\n"
     "with torch.no_grad():\n    probabilities = model.eval()(torch.from_numpy(np.array(waveforms))).softmax(1)\n"
     "np.save(FOLDER + '/expected.npy', probabilities.numpy())",
 ]
@@ -204,10 +205,13 @@ def test_loaded_run_can_be_saved_again(save):
     assert torch.equal(first.model(specs), again.model(specs))
 
 
-def test_prediction_is_what_the_model_says_of_the_front_ends_specs(save, recordings, tmp_path):
+def test_prediction_is_what_the_model_says_of_the_front_ends_specs(save, recordings, tmp_path, capsys):
     run = load_run(save())
     table = predict_files(run, recordings, device="cpu", batch_size=1)
-    clips = pd.DataFrame({"path": recordings})
+    assert "1 of 2 recordings are longer than 1 s: their loudest parts are heard." in capsys.readouterr().out
+    start = find_loudest(read_audio(recordings[1])[0], 44100) / 44100
+    assert start > 0
+    clips = pd.DataFrame({"path": recordings, "clip_start": [0, start]})
     waveforms = decode(clips, 16000, 1.0, "repeat", cache_dir=tmp_path, progress=False)
     with torch.no_grad():
         expected = run.model(KaldiFbank(**FRONT_END)(torch.from_numpy(np.array(waveforms)))).softmax(1)
@@ -235,7 +239,8 @@ def test_a_model_with_its_front_end_inside_needs_only_rate_and_length(save, reco
     run = load_run(save(model=model, preprocessing={"sample_rate": 16000, "seconds": 1.0}))
     assert "filters" not in "".join(run.model.state_dict())  # tables of the front-end are no weights
     table = predict_files(run, recordings, device="cpu")
-    waveforms = decode(pd.DataFrame({"path": recordings}), 16000, 1.0, cache_dir=tmp_path, progress=False)
+    clips = start_at_loudest(pd.DataFrame({"path": recordings}), 1.0)
+    waveforms = decode(clips, 16000, 1.0, cache_dir=tmp_path, progress=False)
     with torch.no_grad():
         expected = model.eval()(torch.from_numpy(np.array(waveforms))).softmax(1)
     np.testing.assert_allclose(table[CLASSES], expected, atol=1e-6)
