@@ -389,6 +389,8 @@ class AstClassifier(nn.Module):
         sample_rate: of the waveforms, in Hz; it must be the checkpoint's.
         final_output: the vector is the "class" token's, the mean of "both" class and distillation token as in AST
             itself, or the "mean" of all tokens, in which those of padding count too.
+        base_hash: of `hash_weights`; ValueError where `pretrained` now has other weights, which what was saved does
+            not fit. None asks for nothing.
 
     Clips are cut or filled with zeros to `max_length` frames. What stays as it was pretrained is not saved, as in
     `TextClassifier`: `state_dict` holds the head, and of `encoder`, a transformers.ASTModel, what is or was trained.
@@ -401,6 +403,7 @@ class AstClassifier(nn.Module):
         max_length: int = 400,
         sample_rate: int = 16000,
         final_output: str = "class",
+        base_hash: str | None = None,
     ):
         super().__init__()
         if final_output not in ("class", "both", "mean"):
@@ -413,6 +416,8 @@ class AstClassifier(nn.Module):
             )
         self.front_end, self.final_output = KaldiFbank(**front_end), final_output
         self.encoder, self.head = model.audio_spectrogram_transformer, model.classifier
+        if base_hash is not None and (found := hash_weights(self.encoder)) != base_hash:
+            raise ValueError(f"This belongs to another base than {pretrained}, whose hash is {found}, not {base_hash}.")
         _save_what_learns(self)
 
     def embed(self, waveforms: torch.Tensor) -> torch.Tensor:
@@ -425,6 +430,14 @@ class AstClassifier(nn.Module):
 
     def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
         return self.head(self.embed(waveforms))  # (batch, classes)
+
+
+def hash_weights(encoder: nn.Module) -> str:
+    """Return what tells two pretrained AST encoders apart, their front-ends included: twelve hexadecimal digits."""
+    digest = hashlib.sha256(str(sorted(encoder.config.front_end.items())).encode())
+    for tensor in encoder.state_dict().values():
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def _save_what_learns(model: nn.Module) -> None:

@@ -1,6 +1,7 @@
 """The parts of fine_tune_toy_model: contrastive loss, adapters, draws of sentences, nine methods that start anew."""
 
 import ast
+import contextlib
 import copy
 import importlib.util
 import inspect
@@ -8,9 +9,11 @@ import itertools
 import json
 import math
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
+import openpyxl
 import pandas as pd
 import pytest
 import torch
@@ -427,10 +430,31 @@ def test_without_a_file_it_is_a_draw_of_sst2(notebook, tmp_path, monkeypatch, ca
     assert set(drawn[8, 0]["text"]) < set(drawn[16, 0]["text"]) and set(drawn[8, 0]["text"]) != set(drawn[8, 3]["text"])
 
 
+def test_a_corrected_sentence_is_tested_once_and_a_deleted_one_not_at_all(notebook, tmp_path, monkeypatch):
+    place = {True: tmp_path, False: ROOT}
+    monkeypatch.setattr(datasets, "resolve_path", lambda path: place["processed" in str(path)] / path)
+    names = {"DATA_DIR": str(tmp_path), "N_TRAIN": 8, "N_TEST": 20, "SEED": 0, "SOURCE": "demo", "FILE": ""}
+    notebook |= names | {"load_sst2": load_sst2, "contextlib": contextlib, "tempfile": tempfile}
+    execute(notebook, "if FILE:\n    own = ")
+    before, attrs = notebook["test"], notebook["first"].attrs
+    (sheet,) = tmp_path.rglob("8-20-seed0/test.xlsx")
+    book = openpyxl.load_workbook(sheet)
+    old, gone = (book.worksheets[0].cell(row, 1).value for row in (2, 3))
+    book.worksheets[0].cell(2, 1).value = "a sentence that was never drawn"
+    book.worksheets[0].delete_rows(3)
+    book.save(sheet)
+    execute(notebook, "if FILE:\n    own = ")
+    after = notebook["test"]
+    assert {old, gone} < set(before["text"]) and not {old, gone} & set(after["text"])
+    assert "a sentence that was never drawn" in after["text"].tolist() and len(after) == len(before) - 1
+    assert (before["in_file"].sum(), after["in_file"].sum()) == (20, 19)
+    assert (attrs["data_set"], notebook["first"].attrs["data_set"]) == ("review sentences", "review sentences, edited")
+
+
 # descriptions
 
 
-def test_descriptions_are_labelled_by_the_names_of_the_classes(notebook):
+def test_descriptions_are_labelled_by_the_names_of_the_classes(notebook, capsys):
     execute(notebook, "descriptions = ", "described = ")
     descriptions, described = notebook["descriptions"], notebook["described"]
     assert described["text"].tolist() == [*descriptions["negative"], *descriptions["positive"]]
@@ -439,6 +463,10 @@ def test_descriptions_are_labelled_by_the_names_of_the_classes(notebook):
     execute(notebook, "described = ")
     rest = list(notebook["described"].iloc[12:].itertuples(index=False, name=None))
     assert rest == [("neutral", 1), ("this is neutral .", 1), ("so so", 2), ("this is so so .", 2)]
+    execute(notebook, "unknown = ", "if unknown:", "used = ")
+    assert capsys.readouterr().out.startswith("neutral, so_so: described by the name alone. ")
+    assert notebook["used"] == {"negative": descriptions["negative"], "neutral": ["neutral", "this is neutral ."],
+                                "so_so": ["so so", "this is so so ."]}  # fmt: skip
 
 
 # contrastive training

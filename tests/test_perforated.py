@@ -40,6 +40,12 @@ class Points(ArrayDataset):
 TRAIN, VAL = Points(256, 0), Points(200, 1)
 
 
+@pytest.fixture(autouse=True)
+def no_gpu_in_use(monkeypatch):
+    """Where there is a GPU other tests of this process may have used it, and then nothing here would start."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+
+
 def make_model() -> nn.Sequential:
     class Local(nn.Sequential):  # as in a notebook: no other process could find it by its name
         pass
@@ -113,11 +119,12 @@ def test_ctrl_c_ends_the_process_of_the_package(pretend, tmp_path):
     model, log = make_model(), tmp_path / "run" / "perforatedai.log"
 
     def interrupt():
-        while not (log.is_file() and log.read_text().endswith("\n")):
+        end = time.monotonic() + 120
+        while time.monotonic() < end and not (log.is_file() and log.read_text().endswith("\n")):
             time.sleep(0.01)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
-    thread = threading.Thread(target=interrupt)
+    thread = threading.Thread(target=interrupt, daemon=True)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
         fit_with_perforatedai(model, TRAIN, VAL, layers=["0"], folder=log.parent, **HOW)
