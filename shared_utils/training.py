@@ -102,8 +102,8 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return Adam, AdamW or SGD (Nesterov momentum 0.9) over the trainable parameters of `model`.
 
-    Biases, norms and other vectors are not decayed: shrinking a LayerNorm's gain is no regularisation. `lr_scale` maps
-    a parameter's name to the factor on its learning rate, which stands in its group as "lr_scale".
+    What has one axis, as biases and norms have, is not decayed: shrinking a LayerNorm's gain is no regularisation.
+    `lr_scale` maps a parameter's name to the factor on its learning rate, which stands in its group as "lr_scale".
     """
     members: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for path, parameter in model.named_parameters():
