@@ -231,8 +231,7 @@ def predict_files(run: Run, paths: list | str | Path, device: str = "auto", batc
     """Return a row a file: path, the probability of each class in a column of its name, and `predicted`.
 
     Files go through the decoding, length and front-end that the run was trained with; of one that is longer its loudest
-    part is heard, and a printed line says so. Raises one ValueError that names
-    all files that cannot be read.
+    part is heard, and a printed line says so. Raises one ValueError that names all files that cannot be read.
     """
     paths = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     preprocessing = run.preprocessing

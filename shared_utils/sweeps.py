@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -170,7 +171,7 @@ def _run_in_processes(train: Callable, todo: list[tuple[str, dict]], n_workers: 
 
     cloudpickle = sys.modules[dumps.__module__]  # before joblib 1.6 a copy of its own
     for name, module in list(sys.modules.items()):
-        if name.startswith(RUN_MODULE):  # the classes of a loaded run, whose module the processes cannot import
+        if re.fullmatch(RUN_MODULE + "[0-9a-f]{16}", name):  # of a loaded run: the processes could not import it
             cloudpickle.register_pickle_by_value(module)
     n_threads = max(1, torch.get_num_threads() // n_workers)
     # With one job joblib would stay in this process, and a run that dies would end it: two, of which one is never given
