@@ -13,6 +13,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import importlib.util
+import inspect
 import io
 import itertools
 import json
@@ -103,8 +104,8 @@ def save_run(
         publish_as: name under which `make results` keeps this run in the repository, in models/<publish_as>/.
 
     The folder is loaded once before it gets its name, so what is saved can be loaded. Raises ValueError for a value
-    that is no plain one, for a model whose source uses something that cannot be copied, and for one that would be built
-    again with other plain attributes, such as a number of heads that has been changed after the training.
+    that is no plain one, for a model whose source uses something that cannot be copied, and for one whose layers would
+    be built with other arguments, such as a number of heads that has been changed after the training.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
     parent = resolve_path(folder) / notebook
@@ -141,12 +142,14 @@ def save_run(
         except ValueError as error:
             reason = str(error).replace(f"{temporary}", "the run")
             raise ValueError(f"Nothing saved, because it could not be loaded again ({reason})") from error
-        difference = _find_difference(model, loaded)
-        if difference is not None:
+        settings, others = _find_differences(model, loaded)
+        if settings:
             raise ValueError(
-                f"Nothing saved, because what would be loaded is not the model that learned: {difference}. A setting "
+                f"Nothing saved, because what would be loaded is not the model that learned: {settings[0]}. A setting "
                 "has changed since; set it back, or train again."
             )
+        if others:
+            print(f"Saved, but the model differs from what will be loaded: {others[0]}. Has a setting changed since?")
         temporary.chmod(0o755)  # mkdtemp's folders and safetensors' files are for one user only
         (temporary / "weights.safetensors").chmod(0o644)
         digest = hashlib.sha256(to_json(record["settings"]).encode()).hexdigest()
@@ -155,21 +158,24 @@ def save_run(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _find_difference(model: nn.Module, loaded: nn.Module) -> str | None:
-    """Say in which plain attribute a model differs from itself loaded again, in layers of its own file or of PyTorch.
+def _find_differences(model: nn.Module, loaded: nn.Module) -> tuple[list[str], list[str]]:
+    """Say in which plain attributes a model differs from itself loaded again, in layers of its own file or of PyTorch.
 
-    Others, those of transformers say, note how they were trained.
+    First come those that the layer was called with, then the others, which the training may have counted up. Layers of
+    other packages are left out: those of transformers note how they were trained.
     """
-    others = dict(loaded.named_modules())
+    settings, others, again = [], [], dict(loaded.named_modules())
     for place, module in model.named_modules():
-        kind, other = type(module).__module__, others.get(place)
+        kind, other = type(module).__module__, again.get(place)
         if other is None or not (kind == type(model).__module__ or kind.startswith("torch.nn.")):
             continue
+        called_with = inspect.signature(type(module)).parameters
         for name in sorted(vars(module).keys() & vars(other).keys() - {"training"}):
             was, is_now = getattr(module, name), getattr(other, name)
             if name[0] != "_" and is_literal(was) and is_literal(is_now) and not isinstance(was, set) and was != is_now:
-                return f"{place + '.' if place else ''}{name} was {was!r} and would be {is_now!r}"
-    return None
+                said = f"{place + '.' if place else ''}{name} was {was!r} and would be {is_now!r}"
+                (settings if name in called_with else others).append(said)
+    return settings, others
 
 
 def load_run(path: str | os.PathLike, folder: str | os.PathLike = "models") -> Run:

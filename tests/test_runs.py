@@ -449,7 +449,7 @@ def test_what_could_not_be_loaded_is_not_saved(save, tmp_path, changes, message)
     assert not (tmp_path / "tiny").exists() or tiny(tmp_path) == []
 
 
-def test_a_model_that_would_be_built_otherwise_is_not_saved(save, tmp_path):
+def test_a_model_that_would_be_built_otherwise_is_not_saved(save, tmp_path, capsys):
     model = Classifier(32, 3)
     model.dropout.p = 0.1
     with pytest.raises(ValueError, match=r"not the model that learned: dropout\.p was 0\.1 and would be 0\.5\. A sett"):
@@ -457,6 +457,21 @@ def test_a_model_that_would_be_built_otherwise_is_not_saved(save, tmp_path):
     assert tiny(tmp_path) == []
     model.dropout.p, model.layer.scale = 0.5, 2  # set afterwards: nothing in model.py knows of it
     save(model=model.train())
+    assert capsys.readouterr().out == ""
+
+
+class Counting(Classifier):
+    def __init__(self, n_mels, n_classes):
+        super().__init__(n_mels, n_classes)
+        self.n_steps = 0
+
+
+def test_what_a_model_counts_in_training_is_noticed_and_saved(save, capsys):
+    model = Counting(32, 3)
+    model.n_steps = 7
+    assert load_run(save(model=model)).model.n_steps == 0
+    said = "Saved, but the model differs from what will be loaded: n_steps was 7 and would be 0. Has a setting changed"
+    assert capsys.readouterr().out.startswith(said)
 
 
 def test_full_disk_leaves_nothing_behind(save, tmp_path, monkeypatch):
