@@ -128,13 +128,14 @@ def start_at_loudest(clips: pd.DataFrame, seconds: float, n_threads: int | None 
             return None
         return find_loudest(waveform, math.ceil(seconds * rate)) / rate
 
-    starts = clips["clip_start"].copy() if "clip_start" in clips else pd.Series(math.nan, clips.index)
-    unknown = starts.index[starts.isna()]
+    given = clips["clip_start"] if "clip_start" in clips else pd.Series(math.nan, clips.index)
+    starts = given.to_numpy(dtype=float, copy=True)
+    unknown = np.flatnonzero(np.isnan(starts))
     n_torch_threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)  # as in `decode`
         with ThreadPoolExecutor(n_threads or n_torch_threads) as pool:
-            found = list(pool.map(find, map(resolve_path, clips["path"][unknown])))
+            found = list(pool.map(find, map(resolve_path, clips["path"].iloc[unknown])))
     finally:
         torch.set_num_threads(n_torch_threads)
     starts[unknown] = [math.nan if start is None else start for start in found]

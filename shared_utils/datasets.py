@@ -1389,8 +1389,9 @@ def _spell(name: str) -> str:
 
 def _look(name: str) -> str:
     """Return what is the same for names that look the same but for capitals, as those with a no-break space do."""
-    seen = (letter for letter in unicodedata.normalize("NFKC", name) if unicodedata.category(letter) != "Cf")
-    return " ".join("".join(seen).split()).casefold()
+    joiners = "\u200c\u200d"  # which Persian, Hindi and emoji are written with
+    seen = (letter for letter in name if letter in joiners or unicodedata.category(letter) != "Cf")
+    return _spell("".join(seen)).casefold()
 
 
 def _name_classes(table: pd.DataFrame) -> list[str]:

@@ -1488,8 +1488,7 @@ class FigureBook:
         if not len(df.columns):
             (self.folder / f"{item['file']}.csv").unlink(missing_ok=True)
             return df
-        numbered = df.index.names == [None] and pd.api.types.is_integer_dtype(df.index)  # what was filtered is, too
-        frame = df.reset_index(drop=numbered)
+        frame = df if isinstance(df.index, pd.RangeIndex) else df.reset_index()
         rows = ([_cell(value) for value in row] for row in frame.itertuples(index=False))
         item["rows"] = [[str(column) for column in frame], *rows]
         _write(self.folder / f"{item['file']}.csv", frame.to_csv(index=False).encode())

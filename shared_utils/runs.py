@@ -161,8 +161,9 @@ def save_run(
 def _find_differences(model: nn.Module, loaded: nn.Module) -> tuple[list[str], list[str]]:
     """Say in which plain attributes a model differs from itself loaded again, in layers of its own file or of PyTorch.
 
-    First come those that the layer was called with, then the others, which the training may have counted up. Layers of
-    other packages are left out: those of transformers note how they were trained.
+    First come whole numbers and texts that the layer was called with, then the others, which a training may have
+    counted up, switched or scheduled. Layers of other packages are left out: those of transformers note how they were
+    trained.
     """
     settings, others, again = [], [], dict(loaded.named_modules())
     for place, module in model.named_modules():
@@ -172,9 +173,12 @@ def _find_differences(model: nn.Module, loaded: nn.Module) -> tuple[list[str], l
         called_with = inspect.signature(type(module)).parameters
         for name in sorted(vars(module).keys() & vars(other).keys() - {"training"}):
             was, is_now = getattr(module, name), getattr(other, name)
-            if name[0] != "_" and is_literal(was) and is_literal(is_now) and not isinstance(was, set) and was != is_now:
+            if name[0] == "_" or not (is_literal(was) and is_literal(is_now)):
+                continue
+            if json.dumps(was, default=str) != json.dumps(is_now, default=str):  # in which a tuple is a list
                 said = f"{place + '.' if place else ''}{name} was {was!r} and would be {is_now!r}"
-                (settings if name in called_with else others).append(said)
+                is_setting = name in called_with and not isinstance(was, bool | float)
+                (settings if is_setting else others).append(said)
     return settings, others
 
 
@@ -642,13 +646,13 @@ def _find_interval(run: dict) -> tuple[float, float] | tuple[None, None]:
 
 def _name_tested(run: dict) -> str:
     """Return on what a run was tested: a run on one fold is not to be compared with one on five."""
-    folds, counts = run["settings"].get("FOLDS"), {row.get("n_test") for row in _main_rows(run)} - {None}
+    folds, n_test = run["settings"].get("FOLDS"), next((row.get("n_test") for row in _main_rows(run)), None)
     parts = []
     if isinstance(folds, list) and folds:
         in_order = sorted(map(str, folds), key=lambda fold: (len(fold), fold))
         parts.append(f"test fold{'s' * (len(folds) > 1)} {', '.join(in_order)}")
-    if len(counts) == 1:
-        parts.append(f"{counts.pop():,} tested")
+    if isinstance(n_test, int):
+        parts.append(f"{n_test:,} tested")
     return ", ".join(parts)
 
 

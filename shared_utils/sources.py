@@ -17,7 +17,7 @@ import sysconfig
 import textwrap
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -60,10 +60,16 @@ def function_sources(train: Callable) -> dict[str, str]:
         raise ValueError(f"train is a {type(train).__name__}; a sweep needs a function, or a functools.partial of one.")
     found: dict[str, str] = {}
     path: list[int] = []  # what is being visited: closures may call each other, and a namespace hold itself
+    met: dict[int, tuple[str, object]] = {}  # objects of the notebook, which may know each other
 
     def visit(name: str, value: object) -> None:
-        if name in found or id(value) in path:
+        if name in found or id(value) in path or len(path) > _DEEPEST:
             return
+        if type(value).__module__ == root.__module__ and not isinstance(value, type | types.FunctionType | nn.Module):
+            first, _ = met.setdefault(id(value), (name, value))
+            if first != name:
+                found[name] = f"the same as {first}"
+                return
         path.append(id(value))
         visit_one(name, value)
         path.pop()
@@ -104,13 +110,17 @@ def function_sources(train: Callable) -> dict[str, str]:
             visit_all(name, {"object": value.__self__, "function": value.__func__})
         elif isinstance(value, types.SimpleNamespace | argparse.Namespace):
             visit_all(name, vars(value))
-        elif type(value).__module__ == root.__module__ or callable(value):
+        elif type(value).__module__ == root.__module__:
             kind = type(value)
-            if _functions_of(kind) or kind.__module__ != root.__module__:
+            if _functions_of(kind):
                 visit(kind.__name__, kind)
             else:  # a notebook's class without methods has no source
                 visit_all(kind.__name__, {key: item for key, item in vars(kind).items() if not key.startswith("__")})
             visit(f"{name}.", _attributes(value))
+        elif is_dataclass(value):
+            visit_all(name, {part.name: getattr(value, part.name) for part in fields(value)})
+        elif callable(value):  # what a library keeps in it may be a counter
+            visit(type(value).__name__, type(value))
 
     def visit_all(name: str, values: dict) -> None:
         found[name] = found.get(name, type(values).__name__)
@@ -121,6 +131,7 @@ def function_sources(train: Callable) -> dict[str, str]:
     return found
 
 
+_DEEPEST = 60  # what an object of an object of an object holds is looked at so far
 _OF_EVERY_MODULE = vars(nn.Module()).keys()  # parameters, hooks and what else PyTorch keeps
 
 

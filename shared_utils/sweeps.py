@@ -48,7 +48,8 @@ def sweep(
     A finished run is written at once, and a repeated call takes it from there: after an interruption only what is
     missing is computed. A run is the same if its settings, `data`, and the source of `train` with all functions,
     classes and plain values that it uses of its own notebook or file are the same; what the package computes, and
-    arrays or tables that `train` finds in the notebook, are not looked at.
+    arrays or tables that `train` finds in the notebook, are not looked at. An object of the notebook that runs change
+    is another one after them.
 
     Returns settings, results and seconds (of the run, unless `train` returns its own). Where runs have failed a column
     `error` says why; they are not stored, the others go on. If a process dies, the runs that it took along are done

@@ -505,7 +505,7 @@ def cross_validate(
             print(f"Stopped by hand: {len(rows)} of {len(rounds)} rounds.")
             stopped = True
             break
-        except (FloatingPointError, RuntimeError) as error:
+        except Exception as error:
             if rows:
                 error.finished = collect()
                 error.add_note(f"{len(rows)} of {len(rounds)} rounds are finished and kept in the error's `finished`.")

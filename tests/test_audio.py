@@ -377,4 +377,7 @@ def test_long_recordings_begin_where_they_are_loudest(tmp_path, capsys):
     heard, expected = (np.square(waveforms[row].astype(float)).sum() for row in (1, 0))
     assert heard == pytest.approx(expected, rel=0.01)
     assert start_at_loudest(clips[["path"]].iloc[:1], 1.0)["clip_start"].isna().all()
+    assert start_at_loudest(clips[["path"]].iloc[1:2].assign(clip_start=1), 1.0)["clip_start"].tolist() == [1]
     assert capsys.readouterr().out == ""
+    twice = start_at_loudest(pd.concat([clips.iloc[:2], clips.iloc[:2]]), 1.0)
+    np.testing.assert_allclose(twice["clip_start"], [np.nan, found["clip_start"][1]] * 2)

@@ -451,27 +451,35 @@ def test_what_could_not_be_loaded_is_not_saved(save, tmp_path, changes, message)
 
 def test_a_model_that_would_be_built_otherwise_is_not_saved(save, tmp_path, capsys):
     model = Classifier(32, 3)
-    model.dropout.p = 0.1
-    with pytest.raises(ValueError, match=r"not the model that learned: dropout\.p was 0\.1 and would be 0\.5\. A sett"):
+    model.layer.linear.in_features = 9
+    with pytest.raises(ValueError, match=r"that learned: layer\.linear\.in_features was 9 and would be 6\. A set"):
         save(model=model)
     assert tiny(tmp_path) == []
-    model.dropout.p, model.layer.scale = 0.5, 2  # set afterwards: nothing in model.py knows of it
+    model.layer.linear.in_features, model.layer.scale = 6, 2  # set afterwards: nothing in model.py knows of it
     save(model=model.train())
     assert capsys.readouterr().out == ""
 
 
 class Counting(Classifier):
-    def __init__(self, n_mels, n_classes):
+    def __init__(self, n_mels, n_classes, layers=(1, 2), drop=0.1):
         super().__init__(n_mels, n_classes)
-        self.n_steps = 0
+        self.layers, self.drop, self.n_steps = layers, drop, 0
+        self.pool = nn.MaxPool2d((2, 2))
 
 
-def test_what_a_model_counts_in_training_is_noticed_and_saved(save, capsys):
-    model = Counting(32, 3)
-    model.n_steps = 7
-    assert load_run(save(model=model)).model.n_steps == 0
-    said = "Saved, but the model differs from what will be loaded: n_steps was 7 and would be 0. Has a setting changed"
-    assert capsys.readouterr().out.startswith(said)
+@pytest.mark.parametrize(("name", "value", "was"), [("n_steps", 7, 0), ("drop", 0.2, 0.1)])
+def test_what_a_model_counts_or_schedules_in_training_is_noticed_and_saved(save, capsys, name, value, was):
+    model = Counting(32, 3, layers=(3, (4, 5)))
+    arguments = {"n_mels": 32, "n_classes": 3, "layers": (3, (4, 5))}
+    save(model=model, model_arguments=arguments)  # where they are lists
+    assert capsys.readouterr().out == ""
+    setattr(model, name, value)
+    assert getattr(load_run(save(model=model, model_arguments=arguments)).model, name) == was
+    said = f"what will be loaded: {name} was {value} and would be {was}. Has a setting changed since?"
+    assert capsys.readouterr().out.startswith(f"Saved, but the model differs from {said}")
+    model.layers = [6]
+    with pytest.raises(ValueError, match=r"layers was \[6\] and would be \[3, \[4, 5\]\]"):
+        save(model=model, model_arguments=arguments)
 
 
 def test_full_disk_leaves_nothing_behind(save, tmp_path, monkeypatch):

@@ -541,6 +541,8 @@ def test_load_sentences_finds_the_columns(tmp_path, header, kind):
         (["very\u00a0good", "so  so", "Very good", "so so\u200b"], [1, 0, 1, 0]),  # as pasted from a page
         (["scho\u0308n", "mies", "sch\u00f6n"], [1, 0, 1]),  # as a Mac writes it, and others
         (["1.1", "1.10", "1.1"], [0, 1, 0]),  # may be the numbers of chapters
+        (["m\u00b2", "m2", "m\u00b2"], [1, 0, 1]),
+        (["\u0645\u06cc\u200c\u0631", "\u0645\u06cc\u0631", "x"], [2, 1, 0]),  # Persian, with a joiner and without
     ],
 )
 def test_labels_are_words_or_numbers(tmp_path, labels, expected):

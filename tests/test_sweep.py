@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from shared_utils import sweeps
+from shared_utils.sources import function_sources
 from shared_utils.sweeps import sweep
 
 CELLS = {
@@ -162,6 +163,27 @@ def test_objects_of_the_notebook_decide_as_well(cell, tmp_path, first, then, val
     assert len(list((tmp_path / "words" / "sweep").iterdir())) == 2
     sweep(cell(train), {"x": [1]}, name="words", folder=tmp_path)
     assert len(list((tmp_path / "words" / "sweep").iterdir())) == 2
+
+
+def test_objects_that_know_each_other_are_looked_at_once(cell, tmp_path):
+    cell("class Node:\n    def __init__(self, n):\n        self.n, self.others = n, []\n\n\n"
+         "NODES = [Node(n) for n in range(12)]\nfor node in NODES:\n    node.others = [*NODES]\n"
+         "CHAIN = None\nfor n in range(500):\n    last = Node(n)\n    last.others, CHAIN = [CHAIN], last")  # fmt: skip
+    train = cell("def train(x):\n    return {'value': x + sum(node.n for node in NODES) + len(CHAIN.others)}")
+    assert sweep(train, {"x": [1]}, name="words", folder=tmp_path)["value"].tolist() == [68]
+    assert len(function_sources(train)) < 700
+    sweep(train, {"x": [1]}, name="words", folder=tmp_path)
+    cell("NODES[7].n = 8")
+    assert sweep(train, {"x": [1]}, name="words", folder=tmp_path)["value"].tolist() == [69]
+    assert len(list((tmp_path / "words" / "sweep").iterdir())) == 2
+
+
+def test_what_a_library_counts_changes_no_run(cell, tmp_path):
+    cell("from joblib import Parallel\n\nPARALLEL = Parallel(1)")
+    train = cell("def train(x):\n    PARALLEL.n_uses = x\n    return {'value': len(PARALLEL([])) + x}")
+    for _ in range(2):
+        assert sweep(train, {"x": [1]}, name="words", folder=tmp_path)["value"].tolist() == [1]
+    assert len(list((tmp_path / "words" / "sweep").iterdir())) == 1
 
 
 def test_the_order_in_which_settings_are_written_changes_nothing(cell, computed, tmp_path):

@@ -607,6 +607,17 @@ def test_a_round_that_fails_leaves_the_rounds_before_it(data):
         caught.value.finished["folds"].drop(columns="seconds"), whole["folds"].drop(columns="seconds")[:2]
     )
     assert not any(history.attrs["interrupted"] for history in caught.value.finished["histories"].values())
+    n_built = 0
+
+    class Gone(ArrayDataset):
+        def __getitems__(self, indices):
+            if n_built == 2:
+                raise OSError("the disk is gone")
+            return super().__getitems__(indices)
+
+    with pytest.raises(OSError, match="the disk is gone") as caught:
+        cross_validate(build, Gone(inputs, targets), clips, **arguments)
+    assert len(caught.value.finished["folds"]) == 1
     n_built = 2
     with pytest.raises(FloatingPointError) as caught:
         cross_validate(build, ArrayDataset(inputs, targets), clips, **arguments)
