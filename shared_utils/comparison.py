@@ -392,9 +392,9 @@ footer code { display: inline; user-select: auto; }
 </head>
 <body>"""
 _FOOT = """<footer>
-<p>Runs are compared only on the same data set, test folds and number of test clips, with the same classes and the same
-metric; runs on demo data never with real ones. The best of many runs, chosen by what it scores on the test clips, is in
-part the luckiest: choose by validation, and look whether intervals overlap.</p>
+<p>Runs are compared only on the same data set and test folds (without folds: as many test sentences), with the same
+classes and the same metric; runs on demo data never with real ones. The best of many runs, chosen by what it scores on
+the test clips, is in part the luckiest: choose by validation, and look whether intervals overlap.</p>
 <p>Give a run a name: <code>.venv/bin/python -m shared_utils.notebooks name RUN "with warm-up"</code><br>
 Be rid of one: <code>.venv/bin/python -m shared_utils.notebooks delete RUN</code><br>
 RUN is the grey folder name under each run. <code>make compare</code> writes this page anew.</p>

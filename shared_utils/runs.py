@@ -426,9 +426,9 @@ def read_runs(notebook: str | None, folder: str | os.PathLike = "models") -> tup
     - folder, history and results, as in a `Run`; name, "" if it has none; seconds of training, None if unknown;
     - metric and value: the first of its metrics that is a share of 1 and of which more is better; None without one;
     - low and high: the interval of that number, where results.json has it, else None;
-    - tested: "test fold 1, 80 tested", say; "" where nothing of it is known;
-    - group: a text that is the same for runs on the same data set, demo data apart, with the same classes and metric,
-      which were tested on the same folds and as many clips;
+    - tested: "test fold 1", say, or "872 tested" where there are no folds; "" where nothing of it is known;
+    - group: a text that is the same for runs on the same data set, demo data apart, with the same classes, metric and
+      `tested`;
     - delta: points to the best run of its group, 0 for the best; None where there is nothing to compare it with.
     """
     runs, problems = [], []
@@ -646,14 +646,12 @@ def _find_interval(run: dict) -> tuple[float, float] | tuple[None, None]:
 
 def _name_tested(run: dict) -> str:
     """Return on what a run was tested: a run on one fold is not to be compared with one on five."""
-    folds, n_test = run["settings"].get("FOLDS"), next((row.get("n_test") for row in _main_rows(run)), None)
-    parts = []
+    folds = run["settings"].get("FOLDS")
     if isinstance(folds, list) and folds:
         in_order = sorted(map(str, folds), key=lambda fold: (len(fold), fold))
-        parts.append(f"test fold{'s' * (len(folds) > 1)} {', '.join(in_order)}")
-    if isinstance(n_test, int):
-        parts.append(f"{n_test:,} tested")
-    return ", ".join(parts)
+        return f"test fold{'s' * (len(folds) > 1)} {', '.join(in_order)}"
+    n_test = next((row.get("n_test") for row in _main_rows(run)), None)
+    return f"{n_test:,} tested" if isinstance(n_test, int) else ""
 
 
 def _own_folder(run: Run | str | os.PathLike, folder: str | os.PathLike) -> Path:

@@ -116,7 +116,7 @@ def show(tmp_path, **kwargs) -> Page:
 
 def test_runs_that_were_tested_on_other_clips_are_not_ranked_together(add, tmp_path):
     def add_on(value, folds, n_test):
-        run = add(value, settings={"FOLDS": folds})
+        run = add(value, settings={"FOLDS": folds} if folds else {})
         (row,) = json.loads((run / "results.json").read_text())
         rows = [row | {"n_test": n_test}, row | {"model": "without silence", "n_test": n_test - 1}]
         (run / "results.json").write_text(json.dumps(rows))
@@ -125,12 +125,16 @@ def test_runs_that_were_tested_on_other_clips_are_not_ranked_together(add, tmp_p
     add_on(0.6, [2, 10, 1], 240)
     add_on(0.65, [1, 2, 10], 240)
     add_on(0.75, [2], 80)
-    add_on(0.5, [1], 40)
+    (add(0.69, settings={"FOLDS": [1]}) / "results.json").unlink()  # the second model of a notebook
+    for value, n_test in ((0.5, 872), (0.4, 871), (0.3, 872)):
+        add_on(value, None, n_test)
     table = compare_runs("tiny", tmp_path / "models")
-    np.testing.assert_allclose(table["delta"], [np.nan, np.nan, 0, -5, np.nan])
+    np.testing.assert_allclose(table["delta"], [-20, np.nan, 0, -1, np.nan, 0, -5, 0])
     page = show(tmp_path)
-    assert "The best of 2 runs on ESC-10, test folds 1, 2, 10, 240 tested: " in page.text
-    assert "The only run on ESC-10, test fold 1, 80 tested: " in page.text
+    assert "The best of 2 runs on ESC-10, test folds 1, 2, 10: " in page.text
+    assert "The best of 2 runs on ESC-10, test fold 1: " in page.text
+    assert "The best of 2 runs on ESC-10, 872 tested: " in page.text
+    assert "The only run on ESC-10, 871 tested: " in page.text
 
 
 def test_thirty_runs_stand_on_the_page_once_each_with_their_numbers(add, tmp_path, monkeypatch):
