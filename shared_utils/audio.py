@@ -9,6 +9,7 @@ import math
 import numbers
 import os
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -110,7 +111,7 @@ def find_loudest(waveform: np.ndarray, n_samples: int) -> int:
     return min(int(np.convolve(energy, window, "valid").argmax()) * block, len(waveform) - n_samples)
 
 
-def start_at_loudest(clips: pd.DataFrame, seconds: float, n_threads: int | None = None) -> pd.DataFrame:
+def start_at_loudest(clips: pd.DataFrame, seconds: float) -> pd.DataFrame:
     """Return `clips` with a column `clip_start`: `decode` then takes the loudest `seconds` of files that are longer.
 
     Recordings of a word often begin before it is spoken. A printed line says how many are longer, by 0.05 s at least;
@@ -131,13 +132,8 @@ def start_at_loudest(clips: pd.DataFrame, seconds: float, n_threads: int | None 
     given = clips["clip_start"] if "clip_start" in clips else pd.Series(math.nan, clips.index)
     starts = given.to_numpy(dtype=float, copy=True)
     unknown = np.flatnonzero(np.isnan(starts))
-    n_torch_threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)  # as in `decode`
-        with ThreadPoolExecutor(n_threads or n_torch_threads) as pool:
-            found = list(pool.map(find, map(resolve_path, clips["path"].iloc[unknown])))
-    finally:
-        torch.set_num_threads(n_torch_threads)
+    with _open_pool() as pool:
+        found = list(pool.map(find, map(resolve_path, clips["path"].iloc[unknown])))
     starts[unknown] = [math.nan if start is None else start for start in found]
     n_longer = len(found) - found.count(None)
     if n_longer:
@@ -208,6 +204,18 @@ def decode(
     kept = clips[~np.isin(np.arange(len(clips)), list(damaged))].reset_index(drop=True)
     kept.attrs = dict(clips.attrs)
     return waveforms, kept
+
+
+@contextlib.contextmanager
+def _open_pool(n_threads: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """Give a pool of threads, as many as PyTorch uses, which uses one in each: else each would resample with a team."""
+    n_torch_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(n_threads or n_torch_threads) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(n_torch_threads)
 
 
 def _can_be_opened(path: Path) -> bool:
@@ -464,14 +472,12 @@ def _fill_cache(
     Plain writes, not a memory map: a full disk is then an error that can be reported, and not a crash.
     """
     temporary = cache.with_name(f".{cache.name}.{uuid.uuid4().hex[:8]}")
-    n_torch_threads = torch.get_num_threads()
     damaged = {}
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        torch.set_num_threads(1)  # else each thread of the pool resamples with a team of threads of its own
         with (
             open(temporary, "wb") as file,
-            ThreadPoolExecutor(n_threads or n_torch_threads) as pool,
+            _open_pool(n_threads) as pool,
             tqdm(total=len(windows), desc="decoding", unit="clip", leave=False, disable=not progress) as bar,
         ):
             _write_header(file, len(windows), n_samples)
@@ -502,7 +508,6 @@ def _fill_cache(
             "free some space there, or name another folder with cache_dir."
         ) from error
     finally:
-        torch.set_num_threads(n_torch_threads)
         with contextlib.suppress(OSError):  # renamed, or never made
             temporary.unlink()
 

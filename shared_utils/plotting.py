@@ -264,8 +264,6 @@ def plot_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], title:
             ax.text(column, row, str(count), ha="center", va="center", color=colour)
     else:
         ax, side = fig.subplots(1, 2)
-        side.axis("off")
-        side.set_title("Most confused: true → predicted")
     picture = _draw_shares(ax, shares)
     fig.colorbar(picture, ax=ax, label="Share of the true class (%)", pad=0.02, aspect=35, ticks=range(0, 101, 20))
     ax.set_ylabel("True class" if n_classes <= 20 else "True class (named: recognised worst)")
@@ -1894,6 +1892,8 @@ def _list_confusions(ax: Axes, matrix: np.ndarray, class_names: Sequence[str]) -
     names = _short_names(class_names, 18)
     lines = [f"{names[true]} → {names[predicted]}" for true, predicted in pairs]
     widths = [text_width(f"{line}  {count}", SMALLEST) for line, count in zip(lines, counts, strict=True)]
+    ax.axis("off")
+    ax.set_title("Most confused: true → predicted")
     ax.figure.draw_without_rendering()
     width, height = np.array(ax.get_position().size) * SIZE  # inches
     step = max(height / 15.5, 0.26)

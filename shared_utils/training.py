@@ -216,9 +216,9 @@ def fit(
         raise ValueError(f"monitor={monitor!r} is unknown; choose val_accuracy or val_loss.")
     if mixup_alpha and mix is not None:
         raise ValueError(f"Both mixup_alpha={mixup_alpha} and mix would blend the clips of a batch; give one of them.")
-    for name, least in {"patience": patience, "max_grad_norm": max_grad_norm}.items():
-        if least is not None and not least > 0:
-            raise ValueError(f"{name}={least} would let nothing be learned; give None to switch it off.")
+    for name, value in {"patience": patience, "max_grad_norm": max_grad_norm}.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name}={value} would let nothing be learned; give None to switch it off.")
     if not 1 <= accumulate <= batch_size:
         raise ValueError(f"accumulate={accumulate} does not fit batch_size={batch_size}; give 1 to {batch_size}.")
     n_processes = count_processes()
@@ -480,13 +480,13 @@ def cross_validate(
         judge = evaluate
         dataset = put_on_device(dataset, pick_place(fit_arguments.get("device", "auto")))
     places = {name: fit_arguments[name] for name in ("device", "precision") if name in fit_arguments}
-    rows, predictions, histories, models, stopped = [], [], {}, [], False
+    rows, predictions, histories, first_model, stopped = [], [], {}, None, False
 
     def collect() -> dict:
         for history in histories.values():
             history.attrs["interrupted"] |= stopped
         whole = pd.concat(predictions, ignore_index=True)
-        return {"folds": pd.DataFrame(rows), "predictions": whole, "histories": histories, "model": models[0]}
+        return {"folds": pd.DataFrame(rows), "predictions": whole, "histories": histories, "model": first_model}
 
     for number, ((seed, fold), (train, val, test)) in enumerate(zip(rounds, sides, strict=True), 1):
         train_set, val_set, test_set = (Subset(dataset, indices.tolist()) for indices in (train, val, test))
@@ -510,7 +510,7 @@ def cross_validate(
                 error.finished = collect()
                 error.add_note(f"{len(rows)} of {len(rounds)} rounds are finished and kept in the error's `finished`.")
             raise
-        models = models or [model]
+        first_model = model if first_model is None else first_model
         histories[seed, int(fold)] = history
         best = history.set_index("epoch").loc[history.attrs["best_epoch"]]
         rows.append({
